@@ -1,0 +1,55 @@
+# One way to do each thing; CI calls the same targets. A machine with Python 3.11+, pip and make is enough.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test slow lint format type smoke bench build clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(READY) ## create .venv and install everything into it
+
+# A torchvision that does not match torch breaks the import of torchmetrics and Lightning; nothing here needs one.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/python -m pip uninstall --quiet --yes torchvision
+	@touch $(READY)
+
+demo: setup ## harden a classifier of handwritten digits, minutes, no download
+	$(BIN)/python -m amc_lightning +experiment=digits_amc
+
+test: setup ## the default tests, minutes
+	$(BIN)/python -m pytest
+
+slow: setup ## the tests that the default run leaves out
+	$(BIN)/python -m pytest -m 'slow and not gpu'
+
+lint: setup ## ruff, lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup ## let ruff change the files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: setup ## mypy
+	$(BIN)/mypy
+
+smoke: setup ## every stage once, seconds
+	$(BIN)/python -m amc_lightning +experiment=smoke
+
+bench: setup ## speed, as ratios
+	$(BIN)/python -m benchmarks
+
+build: setup ## wheel and sdist
+	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python -m build
+
+clean: ## remove what set-up and builds made
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,15 @@
+"""Adversarial Model Cascades: harden a classifier against several attacks at once, and measure what that bought."""
+
+from amc_lightning.errors import UserError
+
+__version__ = "0.1.0"
+__all__ = ["UserError", "__version__", "load"]
+
+
+def __getattr__(name: str) -> object:
+    """Import ``load`` on first use, so that looking at the version or the help does not wait for torch."""
+    if name == "load":
+        from amc_lightning.deploy import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,116 @@
+"""From the YAML of an attack to a checked attack: every wrong name and value is found here, before any training."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pkgutil import resolve_name
+from typing import cast
+
+from amc_lightning.attacks.attack import GuardedAttack, Label, Norm
+from amc_lightning.attacks.base import Attack
+from amc_lightning.attacks.ranges import check_budget, check_ranges
+from amc_lightning.errors import UserError
+
+NORMS = ("linf", "l2", "l1", None)
+LABELS = ("true", "predicted")
+SPEC_KEYS = ("_target_", "norm", "uses_labels", "names", "params")
+
+
+def build(
+    name: str,
+    spec: Mapping[str, object],
+    params: Mapping[str, object],
+    *,
+    label: str = "true",
+    image_shape: Sequence[int] | None = None,
+    key: str | None = None,
+) -> GuardedAttack:
+    """Build one attack from its YAML and overriding parameters, all checked.
+
+    Args:
+        name: the attack's name in configs, keys and tables.
+        spec: content of ``conf/attack/<name>.yaml``, as plain containers.
+        params: parameters that override ``spec["params"]``, under the project's names.
+        label: ``true`` or ``predicted``: whose labels the attack turns away from.
+        image_shape: (C, H, W) of the images, to check l2 and l1 radii.
+        key: dotted setting the parameters came from, for messages, such as ``attack_params.white_box.pgm``;
+            ``attacks.<name>.params`` if left out.
+
+    Returns:
+        The attack, ready to be called on any model.
+
+    Raises:
+        UserError: for an unknown class, an unknown parameter, or a value out of its range.
+    """
+    spec_key, key = f"attacks.{name}", key or f"attacks.{name}.params"
+    _check_spec(spec, spec_key)
+    if label not in LABELS:
+        raise UserError(
+            f"{spec_key}.label", label, "is not a choice of labels", "allowed: true, predicted", "Pick one."
+        )
+    attack_class = _resolve(spec["_target_"], f"{spec_key}._target_")
+    merged = {**cast(Mapping[str, object], spec["params"]), **params}
+    names = cast(Mapping[str, str], spec.get("names") or {})
+    arguments = _bind(attack_class, merged, names, key)
+    check_ranges(merged, key=key)
+    if (completed := getattr(attack_class, "completed", None)) is not None:
+        merged = completed(merged)
+        arguments = _bind(attack_class, merged, names, key)
+    norm, eps = cast(Norm | None, spec["norm"]), cast(float | None, merged.get("eps"))
+    if norm is not None and eps is not None:
+        check_budget(eps, norm, image_shape, key=f"{key}.eps")
+    return GuardedAttack(
+        name=name,
+        attack_class=attack_class,
+        arguments=arguments,
+        params=merged,
+        norm=norm,
+        eps=eps,
+        uses_labels=cast(bool, spec["uses_labels"]),
+        label=cast(Label, label),
+    )
+
+
+def _check_spec(spec: Mapping[str, object], key: str) -> None:
+    known, do = f"known: {', '.join(SPEC_KEYS)}", f"Correct conf/attack/{key.removeprefix('attacks.')}.yaml."
+    for entry in spec:
+        if entry not in SPEC_KEYS:
+            raise UserError(key, entry, "is not a setting of an attack", known, do)
+    for entry in SPEC_KEYS:
+        if entry not in spec and entry != "names":
+            raise UserError(key, entry, "is missing", known, do)
+    if spec["norm"] not in NORMS:
+        raise UserError(
+            f"{key}.norm", spec["norm"], "is not a norm", "known: linf, l2, l1, null (unbounded search)", do
+        )
+    if not isinstance(spec["uses_labels"], bool):
+        raise UserError(f"{key}.uses_labels", spec["uses_labels"], "is not a switch", "allowed: true, false", do)
+
+
+def _resolve(target: object, key: str) -> type[Attack]:
+    allowed = "allowed: the dotted path of a subclass of torchattacks.attack.Attack, such as torchattacks.PGD"
+    try:
+        found = resolve_name(str(target))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(key, target, f"cannot be imported ({error})", allowed, "Correct the path.") from error
+    if not (isinstance(found, type) and issubclass(found, Attack)):
+        raise UserError(key, target, "is not an attack class", allowed, "Name such a class.")
+    return found
+
+
+def _bind(
+    attack_class: type[Attack], params: Mapping[str, object], names: Mapping[str, str], key: str
+) -> dict[str, object]:
+    """Turn our parameter names into the constructor's keywords, or say which one it does not have."""
+    parameters = list(inspect.signature(attack_class).parameters.values())[1:]  # the first is the model
+    ours = {theirs: own for own, theirs in names.items()}
+    allowed = {ours.get(parameter.name, parameter.name): parameter for parameter in parameters}
+    known = f"known: {', '.join(sorted(allowed)) or 'none'}"
+    for name, value in params.items():
+        if name not in allowed:
+            raise UserError(
+                f"{key}.{name}", value, f"is set, but {attack_class.__name__} has no {name}", known, "Remove it."
+            )
+    for name, parameter in allowed.items():
+        if parameter.default is parameter.empty and name not in params:
+            raise UserError(f"{key}.{name}", None, f"is missing: {attack_class.__name__} needs it", known, "Set it.")
+    return {names.get(name, name): value for name, value in params.items()}

@@ -1,0 +1,214 @@
+"""Measure one net: clean error, error under every attack in two strengths, worst case per example."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from amc_lightning.attacks import GuardedAttack, guarded
+from amc_lightning.metrics import wilson
+from amc_lightning.seeding import generator
+
+NORMS = ("linf", "l2", "l1")
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one attack did to each row of a split, in the split's order.
+
+    Attributes:
+        wrong: prediction differs from the true label, (N,) bool.
+        predicted: class indices, (N,) int64.
+        norms: by norm name, size of the perturbation of each row in pixel units of [0, 1], (N,) float64.
+        kept: the first perturbed images, (G, C, H, W) float32 in [0, 1].
+    """
+
+    wrong: NDArray[np.bool_]
+    predicted: NDArray[np.int64]
+    norms: dict[str, NDArray[np.float64]]
+    kept: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One net's figures, and the per-example results they come from.
+
+    Attributes:
+        record: the ``evaluation`` entry of results.json.
+        examples: per-row arrays by name, such as ``paper/fgsm/wrong``.
+        gallery: kept images and predictions by name, such as ``x_adv/fgsm``.
+    """
+
+    record: dict[str, Any]
+    examples: dict[str, NDArray[Any]]
+    gallery: dict[str, NDArray[Any]]
+
+
+def predict(net: nn.Module, images: Tensor, *, batch_size: int) -> Tensor:
+    """Return predicted classes, (N,) int64, of uint8 or [0, 1] float images (N, C, H, W), in eval mode."""
+    parts = []
+    with guarded(net), torch.no_grad():
+        parts = [net(_pixels(images[start : start + batch_size])).argmax(1) for start in _starts(images, batch_size)]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=images.device)
+
+
+def attack_rows(
+    net: nn.Module, attack: GuardedAttack, images: Tensor, labels: Tensor, *, seed: int, batch_size: int, keep: int = 0
+) -> Outcome:
+    """Attack every row of a split once, with true labels, and recheck range and budget of every example.
+
+    Noise is drawn for the whole split at once from (seed, attack), so that the batch size changes no row's noise.
+
+    Args:
+        net: the model under attack; left bit for bit as it was.
+        attack: crafts the examples.
+        images: (N, C, H, W) uint8, or float32 in [0, 1].
+        labels: true class indices, (N,) int64.
+        seed: the evaluation's seed.
+        batch_size: rows per call, >= 1.
+        keep: number of leading rows whose perturbed images are returned.
+
+    Raises:
+        RuntimeError: if an example leaves [0, 1] or its budget: the figures would mean nothing.
+    """
+    noise = attack.draw_noise(tuple(images.shape), generator(seed, "evaluation", attack.name))
+    rng = generator(seed, "evaluation", attack.name, "calls")
+    predicted, kept = [], []
+    norms: dict[str, list[Tensor]] = {name: [] for name in NORMS}
+    for start in _starts(images, batch_size):
+        rows = slice(start, start + batch_size)
+        x, y = _pixels(images[rows]), labels[rows]
+        x_adv = attack(net, x, y, noise=None if noise is None else noise[rows].to(x), generator=rng)
+        delta = (x_adv.double() - x.double()).flatten(1)
+        for name, order in zip(NORMS, (torch.inf, 2, 1), strict=True):
+            norms[name].append(torch.linalg.vector_norm(delta, order, dim=1).cpu())
+        if bool((x_adv < 0).any() | (x_adv > 1).any()):
+            raise RuntimeError(f"attack {attack.name} left the range [0, 1]")
+        predicted.append(predict(net, x_adv, batch_size=batch_size).cpu())
+        kept.append(x_adv[: max(0, keep - start)].cpu())
+    sizes = {name: torch.cat(parts).numpy() for name, parts in norms.items()}
+    if attack.norm is not None and attack.eps is not None:
+        largest = float(sizes[attack.norm].max(initial=0.0))
+        # float32 rounds each pixel of x + delta by at most half an ulp of 1
+        power = {"linf": 0.0, "l2": 0.5, "l1": 1.0}[attack.norm]
+        if largest > attack.eps * (1 + 1e-6) + 6e-8 * images[0].numel() ** power:
+            raise RuntimeError(f"attack {attack.name} oversteps its budget: {largest} > {attack.eps} ({attack.norm})")
+    classes = torch.cat(predicted).numpy()
+    return Outcome(classes != labels.cpu().numpy(), classes, sizes, torch.cat(kept).numpy())
+
+
+def evaluate(
+    net: nn.Module,
+    splits: Mapping[str, tuple[Tensor, Tensor]],
+    attacks: Mapping[str, Mapping[str, GuardedAttack]],
+    *,
+    budgets: Mapping[str, float],
+    seed: int,
+    batch_size: int,
+    gallery: int,
+    on_attack: Callable[[str], None] = lambda name: None,
+) -> Evaluation:
+    """Measure a net on the test split (clean) and the attack split (attacked).
+
+    Args:
+        net: the model, on the device of the splits.
+        splits: ``test`` and ``attack``, each images (N, C, H, W) uint8 and labels (N,) int64.
+        attacks: by strength (``paper``, ``check``), then by name.
+        budgets: l1 radius at which an unbounded attack is also counted, by attack name.
+        seed: the evaluation's seed.
+        batch_size: rows per call.
+        gallery: rows kept with their perturbed copies.
+        on_attack: told the name of each attack as it begins.
+
+    Returns:
+        Figures and per-example results. The mean is over the attacks as they are (as the paper's claims); the worst
+        case counts a row as wrong if it is wrong clean or under any attack at its budget (spec.md section 6).
+    """
+    images, labels = splits["attack"]
+    truth = labels.cpu().numpy()
+    tested = predict(net, splits["test"][0], batch_size=batch_size).cpu().numpy() != splits["test"][1].cpu().numpy()
+    clean = predict(net, images, batch_size=batch_size).cpu().numpy()
+    record: dict[str, Any] = {"clean": {"split": "test", **_rate(tested)}}
+    examples: dict[str, NDArray[Any]] = {"clean/test/wrong": tested, "clean/attack/wrong": clean != truth}
+    kept: dict[str, NDArray[Any]] = {"clean_predicted": clean[:gallery]}
+    done: list[tuple[GuardedAttack, Outcome]] = []  # a strength that changes nothing costs nothing
+    for strength, members in attacks.items():
+        rates: dict[str, Any] = {"clean": _rate(clean != truth)}
+        reached = [clean != truth]
+        outcomes = []
+        for name, attack in members.items():
+            if (outcome := next((known for other, known in done if other == attack), None)) is None:
+                on_attack(name if strength == "paper" else f"{name} ({strength})")
+                outcome = attack_rows(net, attack, images, labels, seed=seed, batch_size=batch_size, keep=gallery)
+                done.append((attack, outcome))
+            outcomes.append(outcome.wrong)
+            rates[name] = _rate(outcome.wrong) | {"norms": _norms(outcome)}
+            if attack.norm is None:
+                rates[name]["quantiles"] = _quantiles(outcome, attack, clean != truth)
+                if name in budgets:
+                    inside = outcome.wrong & (outcome.norms["l1"] <= budgets[name])
+                    rates[f"{name}@budget"] = _rate(inside)
+                    reached.append(inside)
+            else:
+                reached.append(outcome.wrong)
+            examples[f"{strength}/{name}/wrong"] = outcome.wrong
+            for norm, values in outcome.norms.items():
+                examples[f"{strength}/{name}/{norm}"] = values.astype(np.float32)
+            if strength == "paper":
+                kept[f"x_adv/{name}"], kept[f"predicted/{name}"] = outcome.kept, outcome.predicted[:gallery]
+        if outcomes:
+            rates["mean"] = _mean(np.mean(outcomes, axis=0))
+            rates["worst"] = _rate(np.any(reached, axis=0))
+            examples[f"{strength}/worst/wrong"] = np.any(reached, axis=0)
+        record[strength] = rates
+    return Evaluation(record, examples, kept)
+
+
+def _pixels(images: Tensor) -> Tensor:
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def _starts(images: Tensor, batch_size: int) -> range:
+    return range(0, len(images), batch_size)
+
+
+def _rate(wrong: NDArray[np.bool_]) -> dict[str, Any]:
+    low, high = wilson(int(wrong.sum()), len(wrong))
+    return {"n": len(wrong), "wrong": int(wrong.sum()), "error": 100 * float(wrong.mean()), "low": low, "high": high}
+
+
+def _mean(share: NDArray[np.float64]) -> dict[str, Any]:
+    """Mean over attacks of the per-row results: the interval is normal, over rows, since a row's results correlate."""
+    half = 1.96 * float(share.std(ddof=1)) / len(share) ** 0.5 if len(share) > 1 else 1.0
+    error = float(share.mean())
+    return {
+        "n": len(share),
+        "wrong": float(share.sum()),
+        "error": 100 * error,
+        "low": 100 * max(0.0, error - half),
+        "high": 100 * min(1.0, error + half),
+    }
+
+
+def _norms(outcome: Outcome) -> dict[str, dict[str, float]]:
+    return {
+        name: {"median": float(np.median(values)), "max": float(values.max(initial=0.0))}
+        for name, values in outcome.norms.items()
+    }
+
+
+def _quantiles(outcome: Outcome, attack: GuardedAttack, clean_wrong: NDArray[np.bool_]) -> dict[str, dict[str, float]]:
+    """Distances over the rows that were right and that the attack fooled: the rest have no distance to speak of."""
+    rows = outcome.wrong & ~clean_wrong
+    if not rows.any():
+        return {}
+    distances = {name: outcome.norms[name][rows] for name in ("l1", "l2")}
+    beta = attack.params.get("beta")
+    if isinstance(beta, int | float):
+        distances["elastic_net"] = np.square(distances["l2"]) + beta * distances["l1"]
+    return {name: {str(q): float(np.quantile(values, q)) for q in QUANTILES} for name, values in distances.items()}

@@ -1,0 +1,138 @@
+"""Sentences and numbers that the console, the Markdown report and the figures share."""
+
+from collections.abc import Iterable, Sequence
+
+from amc_lightning.report.columns import budget_text, stronger
+from amc_lightning.report.record import Rate, Results, Stage
+
+INTERVAL = "95 % interval (Wilson; of a mean over attacks: normal, over rows)"
+
+
+def percent(value: float) -> str:
+    """Return a percentage with one decimal, and never as "-0.0".
+
+    Example:
+        >>> percent(8.5714), percent(-1e-15), percent(100.0)
+        ('8.6', '0.0', '100.0')
+    """
+    return f"{round(value, 1) + 0.0:.1f}"
+
+
+def bound(value: float) -> str:
+    """Return the end of an interval with one decimal, 100 without."""
+    text = percent(value)
+    return "100" if text == "100.0" else text
+
+
+def interval(rate: Rate) -> str:
+    """Return the 95 % interval of a rate.
+
+    Example:
+        >>> interval(Rate(n=140, wrong=140, error=100.0, low=97.33, high=100.0))
+        '97.3-100'
+    """
+    return f"{bound(rate.low)}-{bound(rate.high)}"
+
+
+def headline(results: Results) -> str:
+    """Return what the table is of: "Error rates (%), lower is better: amc on digits"."""
+    return f"Error rates (%), lower is better: {results.defence} on {results.dataset.name}"
+
+
+def splits(results: Results) -> str:
+    """Say which split each column is measured on, with its size."""
+    clean = _sizes(stage.evaluation.clean.n for stage in results.stages)
+    attack = _sizes(rate.n for stage in results.stages for rate in stage.evaluation.check.values())
+    return f"clean: test split, n = {clean}. Attacks, mean, worst: attack split, n = {attack}."
+
+
+def sizes(results: Results) -> str:
+    """Say what ``splits`` says, and what the small numbers under the rates are."""
+    return f"{splits(results)} Under each rate: its {INTERVAL}."
+
+
+def strengths(results: Results) -> str:
+    """Say what the two strengths are, and that only check may be called robust."""
+    names = stronger(results)
+    if not results.attack_names:
+        return "No attack was evaluated: nothing here says how robust a model is."
+    if not names:
+        return "paper and check are the same attacks here, so none of these rates may be called robust."
+    rest = "" if len(names) == len(results.attack_names) else "; the other attacks are the same in both"
+    return (
+        f"paper: attacks of the preset '{results.preset}'. check: a stronger {_listed(names)}{rest}. "
+        "Only check may be called robust."
+    )
+
+
+def summaries(results: Results) -> str:
+    """Say what mean and worst are over; empty where there are none."""
+    if not results.attack_names:
+        return ""
+    bounded = [
+        f"{name} {budget_text(*results.budget[name])}" if name in results.budget else name
+        for name in results.attack_names
+    ]
+    bare = [f"{name} without limit" if name in results.budget else name for name in results.attack_names]
+    return f"mean: over {_listed(bare)}. worst: wrong under at least one of {_listed(['clean', *bounded])}."
+
+
+def not_shown(results: Results) -> str:
+    """Say in one line what the table does not show."""
+    access = "black-box and " if results.threat_model == "white_box" else ""
+    attacks = f"{access}gradient-free attacks, or any attack but {_listed(results.attack_names)}"
+    text = (
+        f"Not shown: other seeds (one run, seed {results.seed}); {attacks if results.attack_names else 'any attack'}."
+    )
+    for name, (norm, radius) in results.budget.items():
+        text += f" {name} without limit is a search that can fool any model; its error at {budget_text(norm, radius)} "
+        text += "is a lower bound."
+    return text
+
+
+def data_warning(results: Results) -> str | None:
+    """Say that the data are not the official files, where that is so."""
+    if results.dataset.verified:
+        return None
+    return f"Unverified data: the files read for '{results.dataset.name}' are not the official ones (checksums differ)."
+
+
+def status_warning(results: Results) -> str | None:
+    """Say that the run did not finish, where that is so."""
+    if results.status == "finished":
+        return None
+    return f"The run is not finished ({results.status}): later stages are missing."
+
+
+def summary_line(results: Results) -> str:
+    """Return the outcome in one line: worst case (check) and clean error, from the first row to the last.
+
+    For example: ``Worst case (check): 100.0 % (M0) -> 41.4 % (4 pgm), 95 % interval 33.6-49.7, n = 140; clean: 2.9 %
+    -> 3.4 %, 95 % interval 2.0-5.9, n = 350.``
+    """
+    if not results.stages:
+        return f"No stage has been measured ({results.status})."
+    first, last = results.stages[0], results.stages[-1]
+    clean = last.evaluation.clean
+    change = _change(first, last, first.evaluation.clean, clean, named=False)
+    text = f"clean: {change}, 95 % interval {interval(clean)}, n = {clean.n}."
+    before, worst = first.evaluation.check.get("worst"), last.evaluation.check.get("worst")
+    if before is None or worst is None:
+        return text.capitalize()
+    change = _change(first, last, before, worst)
+    return f"Worst case (check): {change}, 95 % interval {interval(worst)}, n = {worst.n}; {text}"
+
+
+def _change(first: Stage, last: Stage, before: Rate, after: Rate, *, named: bool = True) -> str:
+    tail = f"{percent(after.error)} %" + (f" ({last.label})" if named else "")
+    if first is last:
+        return tail
+    return f"{percent(before.error)} %" + (f" ({first.label})" if named else "") + f" -> {tail}"
+
+
+def _sizes(values: Iterable[int]) -> str:
+    return " or ".join(str(value) for value in sorted(set(values))) or "0"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names)
