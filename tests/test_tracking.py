@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,12 @@ def _said(caplog: pytest.LogCaptureFixture) -> list[str]:
 def _written(folder: Path) -> bytes:
     """The file of the one offline run in a folder, as `wandb sync` would read it: protobuf, its texts in the open."""
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    size = -1
+    for _ in range(60):  # the service writes on its own time: wait until it has, and has stopped
+        time.sleep(0.25)
+        if size == path.stat().st_size > 100:
+            break
+        size = path.stat().st_size
     return path.read_bytes()
 
 

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from amc_lightning.config import explain
+    from amc_lightning.explain import explain
 
     debugging = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to here, where they become one line
@@ -83,8 +83,9 @@ def _run(cfg: "DictConfig", *, debugging: bool) -> int:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf.errors import OmegaConfBaseException
 
-    from amc_lightning.config import explain, read
+    from amc_lightning.config import read
     from amc_lightning.errors import StageStoppedError, TrainingDivergedError, UserError
+    from amc_lightning.explain import explain
 
     overrides = list(HydraConfig.get().overrides.task)
     try:

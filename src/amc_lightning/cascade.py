@@ -15,10 +15,10 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from rich.console import Console
 from torch import Tensor, nn
 
-from amc_lightning.attacks import GuardedAttack, guarded
+from amc_lightning.attacks import GuardedAttack
 from amc_lightning.config import Config, exact_shares, instantiate, stage_epochs
 from amc_lightning.data import Augment, ImageData
-from amc_lightning.errors import StageStoppedError, UserError
+from amc_lightning.errors import StageStoppedError
 from amc_lightning.evaluate import attack_rows, predict
 from amc_lightning.mixer import Mixer, stage_shares
 from amc_lightning.plan import counting
@@ -304,48 +304,6 @@ class Cascade:
             )
             errors[attack.name] = 100 * float(outcome.wrong.mean())
         return errors
-
-
-def check_model(net: nn.Module, x: Tensor, num_classes: int) -> None:
-    """Refuse a model that does not return one logit per class.
-
-    Args:
-        net: the model, on the device of x.
-        x: a few images, (B, C, H, W) float32 in [0, 1].
-        num_classes: K.
-
-    Raises:
-        UserError: if the model cannot take the images, returns another shape, or returns probabilities.
-    """
-    name = type(net).__name__
-    try:
-        with guarded(net), torch.no_grad():
-            logits = net(x)
-    except RuntimeError as error:
-        raise UserError(
-            "model",
-            name,
-            f"cannot take images of shape {tuple(x.shape[1:])} ({error})",
-            "a model for the shape of the dataset",
-            "Change the model's arguments, or dataset.",
-        ) from error
-    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if shape != (len(x), num_classes):
-        raise UserError(
-            "model",
-            name,
-            f"returns {shape} for {len(x)} images",
-            f"needed: logits of shape ({len(x)}, {num_classes})",
-            "Match num_classes to the dataset.",
-        )
-    if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), torch.ones_like(logits[:, 0]), atol=1e-4):
-        raise UserError(
-            "model",
-            name,
-            "returns probabilities",
-            "needed: logits, before any softmax",
-            "Remove the softmax from the end of the model.",
-        )
 
 
 def _percent(wrong: Tensor) -> float:

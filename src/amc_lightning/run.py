@@ -21,7 +21,6 @@ from amc_lightning.cascade import (
     Cascade,
     Stage,
     StageRecord,
-    check_model,
     shares_of,
     stages_of,
 )
@@ -29,6 +28,7 @@ from amc_lightning.config import Config, resolve_target
 from amc_lightning.data import ImageData
 from amc_lightning.errors import StageStoppedError, TrainingDivergedError, UserError
 from amc_lightning.evaluate import Evaluation, evaluate
+from amc_lightning.model_check import check_model
 from amc_lightning.plan import plan_table, probe, stage_cost
 from amc_lightning.report import console_table, read_results, write_all
 from amc_lightning.results import RunFolder

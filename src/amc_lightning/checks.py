@@ -1,0 +1,152 @@
+"""Ranges, choices, and what must hold between the settings of a run."""
+
+import difflib
+import math
+from collections.abc import Sequence
+
+from amc_lightning.errors import UserError
+from amc_lightning.schema import CascadeConfig, Config
+
+
+def check(config: Config, *, known_attacks: Sequence[str]) -> None:
+    """Refuse the first value that is out of range, unknown, or does not go with the others.
+
+    Args:
+        config: plain objects.
+        known_attacks: names that ``cascade.order`` may hold.
+
+    Raises:
+        UserError: with key, value, what is allowed, and what to do.
+    """
+    cascade, evaluation, schedule = config.cascade, config.evaluation, config.schedule
+    known = known_attacks
+    for key, names in (("cascade.order", cascade.order), ("evaluation.attacks", evaluation.attacks)):
+        for name in names:
+            if name not in config.attacks:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"Did you mean {close[0]}? Otherwise add" if close else "Add"
+                raise UserError(
+                    key,
+                    name,
+                    "is not a known attack",
+                    f"known: {', '.join(known)}",
+                    f"{hint} conf/attack/{name}.yaml to define it.",
+                )
+        if len(set(names)) != len(names):
+            raise UserError(key, names, "names an attack twice", "each attack at most once", f"Remove one from {key}.")
+    _check_defence(config)
+    _number("seed", config.seed, 0)
+    _number("cascade.alpha", cascade.alpha, 0, 1)
+    _number("cascade.current_share", cascade.current_share, 0, 1, open_low=True)
+    _check_shares(cascade)
+    _choice("cascade.transfer", cascade.transfer, ("parent", "none"))
+    _choice("cascade.pick", cascade.pick, ("last", "best"))
+    _choice("cascade.label", cascade.label, ("true", "predicted"))
+    _choice("cascade.craft_params", cascade.craft_params, ("white_box", "black_box"))
+    _choice("evaluation.params", evaluation.params, ("white_box", "black_box"))
+    _choice("schedule.shape", schedule.shape, ("one_cycle", "steps", "constant"))
+    _choice("trainer.progress", config.trainer.progress, ("auto", "bar", "lines", "none"))
+    _choice("trainer.accelerator", config.trainer.accelerator, ("auto", "cpu", "gpu"))
+    _choice("trainer.precision", config.trainer.precision, ("32-true", "bf16-mixed", "16-mixed"))
+    _number("schedule.peak_lr", schedule.peak_lr, 0, open_low=True)
+    _number("schedule.batch_size", schedule.batch_size, 1)
+    _number("cascade.undefended_epochs", cascade.undefended_epochs, 1)
+    _number("cascade.validate_every", cascade.validate_every, 1)
+    _number("cascade.validate_rows", cascade.validate_rows, 0)
+    _number("evaluation.batch_size", evaluation.batch_size, 1)
+    _number("evaluation.gallery", evaluation.gallery, 0)
+    _check_epochs(cascade)
+    for key, value in (
+        ("dataset.limit", config.dataset.limit),
+        ("evaluation.limit", evaluation.limit),
+        ("trainer.threads", config.trainer.threads),
+    ):
+        if value is not None:
+            _number(key, value, 1)
+    for name in evaluation.check:
+        _choice("evaluation.check", name, known)
+
+
+def _check_defence(config: Config) -> None:
+    rules = {"undefended": (0, 0), "adversarial_training": (1, 1), "amc": (1, math.inf)}
+    _choice("defence.name", config.defence.name, tuple(rules))
+    low, high = rules[config.defence.name]
+    if not low <= len(config.cascade.order) <= high:
+        needed = {"undefended": "no attack", "adversarial_training": "exactly one attack", "amc": "at least one attack"}
+        raise UserError(
+            "cascade.order",
+            config.cascade.order,
+            f"does not fit defence={config.defence.name}",
+            f"needed: {needed[config.defence.name]}",
+            "Change cascade.order, attack_order or defence.",
+        )
+
+
+def _check_shares(cascade: CascadeConfig) -> None:
+    if cascade.shares is None:
+        return
+    for share in cascade.shares:
+        _number("cascade.shares", share, 0, 1)
+    if len(cascade.shares) != len(cascade.order):
+        raise UserError(
+            "cascade.shares",
+            cascade.shares,
+            f"has {len(cascade.shares)} entries",
+            f"one per attack of cascade.order, {len(cascade.order)}",
+            "Give one share per attack.",
+        )
+    if abs(sum(cascade.shares) - 1) > 1e-5:
+        raise UserError(
+            "cascade.shares",
+            cascade.shares,
+            f"sums to {sum(cascade.shares):g}",
+            "a sum of 1",
+            "Change the shares so that they sum to 1.",
+        )
+    if cascade.order and cascade.shares[0] == 0:
+        raise UserError(
+            "cascade.shares",
+            cascade.shares,
+            "leaves stage 1 without rows",
+            "a first share above 0",
+            "Drop the first attack from the order, or give it a share.",
+        )
+
+
+def _check_epochs(cascade: CascadeConfig) -> None:
+    key, value = "cascade.epochs", cascade.epochs
+    if isinstance(value, bool) or not isinstance(value, int | list):
+        raise UserError(
+            key,
+            value,
+            "is not a number of epochs",
+            "an integer, or a list with one per stage",
+            "Write e.g. cascade.epochs=8 or 'cascade.epochs=[8,8,8,8]'.",
+        )
+    if isinstance(value, list) and len(value) != len(cascade.order):
+        raise UserError(
+            key,
+            value,
+            f"has {len(value)} entries",
+            f"one per stage, {len(cascade.order)}",
+            "Give one number of epochs per attack of cascade.order, or a single number for all.",
+        )
+    for epochs in value if isinstance(value, list) else [value]:
+        if isinstance(epochs, bool) or not isinstance(epochs, int):
+            raise UserError(key, value, "is not a number of epochs", "integers", "Write whole numbers.")
+        _number(key, epochs, 1)
+
+
+def _choice(key: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        close = difflib.get_close_matches(str(value), allowed, n=1)
+        do = f"Did you mean {close[0]}?" if close else "Choose one of them."
+        raise UserError(key, value, "is not known", f"known: {', '.join(allowed)}", do)
+
+
+def _number(key: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
+    inside = math.isfinite(value) and (low < value if open_low else low <= value) and value <= high
+    if not inside:
+        left, right = "(" if open_low else "[", ")" if high == math.inf else "]"
+        upper = "infinity" if high == math.inf else f"{high:g}"
+        raise UserError(key, value, "is out of range", f"allowed: {left}{low:g}, {upper}{right}", f"Change {key}.")

@@ -1,0 +1,115 @@
+"""Say in one line what Hydra or OmegaConf found wrong: key, value, what is allowed, what to do."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import get_type_hints
+
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from amc_lightning.errors import UserError
+from amc_lightning.schema import CONF_DIR, Config
+
+
+def refuse_unknown_keys(cfg: DictConfig, schema: type = Config, prefix: str = "") -> None:
+    """Refuse keys that ``+key=value`` added where the schema is closed: nothing would ever read them."""
+    hints = get_type_hints(schema)
+    for name in cfg:
+        key = f"{prefix}{name!s}"
+        if name not in hints:
+            raise _no_such_key(key, OmegaConf.select(cfg, str(name)))
+        if is_dataclass(hints[name]) and isinstance(hints[name], type) and not OmegaConf.is_missing(cfg, name):
+            refuse_unknown_keys(cfg[name], hints[name], f"{key}.")
+
+
+def explain(error: HydraException | OmegaConfBaseException, overrides: Sequence[str]) -> str:
+    """Say in one line what Hydra or OmegaConf found wrong: key, value, what is allowed, what to do.
+
+    Args:
+        error: what composing the configuration raised.
+        overrides: the command line, to find the value that was given.
+    """
+    text = str(error) + "\n" + str(error.__cause__ or "")
+    given = {key.lstrip("+~"): value for key, _, value in (item.partition("=") for item in overrides)}
+    if match := re.search(r"Could not find '([\w./-]+)/([\w.-]+)'", text):
+        group, choice = match.groups()
+        options = sorted(re.findall(r"^\t([\w.-]+)$", text, flags=re.M)) or _choices(group)
+        return str(_unknown(group, choice, options, f"Add conf/{group}/{choice}.yaml to define it."))
+    if isinstance(error, OverrideParseException):
+        return str(
+            UserError(
+                "command line",
+                error.override,
+                "cannot be read as key=value",
+                f"({lines(text)[0]})",
+                "Quote lists for the shell: 'cascade.order=[pgm,fgsm]'.",
+            )
+        )
+    if match := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", text):
+        given_key = match.group(1)
+        full = re.search(r"full_key: (\S+)", text)
+        key = full.group(1) if full else given_key.split("@")[0]
+        return str(_no_such_key(key, given.get(given_key, given.get(key))))
+    if (match := re.search(r"full_key: (\S+)", text)) and "Value" in text:
+        key = match.group(1)
+        problem = next(
+            line
+            for line in text.splitlines()
+            if line.strip().startswith(("Value", "Error merging")) and "override" not in line
+        )
+        wanted = re.search(r"(?:converted to|of type:?) '?([\w.\[\], |]+)'?$", problem)
+        allowed = f"needed: {wanted.group(1)}" if wanted else "needed: another type"
+        return str(UserError(key, given.get(key), "has the wrong type", allowed, f"Change {key}."))
+    if match := re.search(r"Key '(\w+)' (?:is )?not in '?\w+'?\s+full_key: (\S+)", text):
+        key = match.group(2)
+        close = difflib.get_close_matches(key, all_keys(), n=1, cutoff=0.6)
+        hint = f"Did you mean {close[0]}?" if close else "Remove it, or see --cfg job for the keys there are."
+        return f"{key}: no such key. {hint}"
+    if "Missing mandatory value" in text and (match := re.search(r"full_key: (\S+)", text)):
+        return f"{match.group(1)}: has no value yet. Set it on the command line: {match.group(1)}=..."
+    return " ".join(lines(text))
+
+
+def lines(text: str) -> list[str]:
+    """Return the lines of a message that say something, each once."""
+    return list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip() not in ("", "None")))
+
+
+def all_keys(*, top_only: bool = False) -> list[str]:
+    """Return every key of the schema, dotted, and every configuration group."""
+    groups = [path.name for path in sorted(CONF_DIR.iterdir()) if path.is_dir()]
+    if top_only:
+        return sorted({item.name for item in fields(Config)} | set(groups))
+    return sorted({*_walk(Config, ""), *groups})
+
+
+def _walk(node: type, prefix: str) -> list[str]:
+    keys = []
+    for name, hint in get_type_hints(node).items():
+        keys.append(prefix + name)
+        if is_dataclass(hint) and isinstance(hint, type):
+            keys += _walk(hint, f"{prefix}{name}.")
+    return keys
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+
+
+def _unknown(group: str, choice: str, options: Sequence[str], otherwise: str) -> UserError:
+    close = difflib.get_close_matches(choice, options, n=1)
+    hint = f"Did you mean {group}={close[0]}? {otherwise}" if close else otherwise
+    return UserError(group, choice, "is not a known choice", f"known: {', '.join(options)}", hint)
+
+
+def _no_such_key(key: str, value: object) -> UserError:
+    known = all_keys()
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    hint = f"Did you mean {close[0]}?" if close else "See --cfg job for every key."
+    parent = key.rpartition(".")[0]
+    siblings = [other for other in known if other.rpartition(".")[0] == parent] if parent else []
+    listed = ", ".join(siblings or all_keys(top_only=True))
+    return UserError(key, value, "is set, but there is no such key", f"known: {listed}", hint)

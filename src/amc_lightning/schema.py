@@ -1,0 +1,134 @@
+"""The typed schema of a run: every setting, its type and its default where the YAML has none."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+_PACKAGED = Path(__file__).parent / "conf"
+CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
+"""Where the YAML lives: inside an installed wheel, or at the top of a checkout."""
+
+
+@dataclass
+class AugmentConfig:
+    """Augmentation of the clean half."""
+
+    rotation: float = 0.0
+    shift: float = 0.0
+    horizontal_flip: bool = False
+    vertical_flip: bool = False
+
+
+@dataclass
+class DatasetConfig:
+    """One dataset: where it comes from, how it is cut, and what goes with it."""
+
+    name: str = MISSING
+    source: dict[str, Any] = MISSING
+    root: str | None = None
+    trust_files: bool = False
+    limit: int | None = None
+    balanced: bool = True
+    split_seed: int = 0
+    split_rule: str = "standard"
+    size: list[int] | None = None
+    shape: list[int] = MISSING
+    num_classes: int = MISSING
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    epochs: dict[str, int] = field(default_factory=dict)
+    budget: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class ScheduleConfig:
+    """Batch size, number of epochs and course of the learning rate within a stage."""
+
+    name: str = MISSING
+    shape: str = "one_cycle"
+    peak_lr: float = 0.05
+    milestones: list[int] = field(default_factory=list)
+    gamma: float = 0.1
+    batch_size: int = 128
+    undefended_epochs: int = MISSING
+    stage_epochs: int = MISSING
+
+
+@dataclass
+class TrainerConfig:
+    """The machine: what pl.Trainer is told."""
+
+    accelerator: str = "auto"
+    precision: str = "32-true"
+    threads: int | None = None
+    progress: str = "auto"
+
+
+@dataclass
+class CascadeConfig:
+    """The method: which attacks, in which order, mixed how, handed on how."""
+
+    order: list[str] = MISSING
+    alpha: float = 0.5
+    current_share: float = 0.8
+    shares: list[float] | None = None
+    transfer: str = "parent"
+    pick: str = "last"
+    label: str = "predicted"
+    craft_params: str = "white_box"
+    undefended_epochs: int = MISSING
+    epochs: Any = MISSING
+    start_from: str | None = None
+    augment_clean: bool = True
+    augment_adversarial: bool = False
+    validate_every: int = 5
+    validate_rows: int = 512
+
+
+@dataclass
+class EvaluationConfig:
+    """What every stage is measured with."""
+
+    attacks: list[str] = MISSING
+    params: str = "white_box"
+    check: dict[str, Any] = field(default_factory=dict)
+    batch_size: int = 512
+    limit: int | None = None
+    gallery: int = 12
+    seed: int = 0
+
+
+@dataclass
+class NamedConfig:
+    """A choice that carries nothing but its name."""
+
+    name: str = MISSING
+
+
+@dataclass
+class Config:
+    """Everything a run needs to know."""
+
+    name: str = MISSING
+    preset: NamedConfig = field(default_factory=NamedConfig)
+    seed: int = 0
+    plan_only: bool = False
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    model: dict[str, Any] = MISSING
+    attacks: dict[str, Any] = field(default_factory=dict)
+    attack_params: dict[str, Any] = field(default_factory=dict)
+    threat_model: NamedConfig = field(default_factory=NamedConfig)
+    defence: NamedConfig = field(default_factory=NamedConfig)
+    cascade: CascadeConfig = field(default_factory=CascadeConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    optimizer: dict[str, Any] = MISSING
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: dict[str, Any] = field(default_factory=dict)
+
+
+def register() -> None:
+    """Make the schema known to Hydra under the name that conf/config.yaml starts from."""
+    ConfigStore.instance().store(name="schema", node=Config, provider="amc_lightning")
