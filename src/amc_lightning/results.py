@@ -65,6 +65,22 @@ def commit() -> str | None:
     return described.stdout.strip() or None
 
 
+def refuse_run(path: Path) -> None:
+    """Refuse a folder that already holds a run.
+
+    Raises:
+        UserError: if it does.
+    """
+    if (path / "results.json").exists():
+        raise UserError(
+            "hydra.run.dir",
+            str(path),
+            "already holds a run",
+            "an empty or new folder",
+            "Choose another folder, or move that run away.",
+        )
+
+
 class RunFolder:
     """Write the results of a run, stage by stage.
 
@@ -77,14 +93,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
-        if (path / "results.json").exists():
-            raise UserError(
-                "hydra.run.dir",
-                str(path),
-                "already holds a run",
-                "an empty or new folder",
-                "Choose another folder, or move that run away.",
-            )
+        refuse_run(path)
         self.path = path
         self.results: dict[str, Any] = {
             "format": 1,

@@ -31,9 +31,11 @@ from amc_lightning.evaluate import Evaluation, evaluate
 from amc_lightning.model_check import check_model
 from amc_lightning.plan import plan_table, probe, stage_cost
 from amc_lightning.report import console_table, read_results, write_all
-from amc_lightning.results import RunFolder
+from amc_lightning.results import RunFolder, refuse_run
 
 logger = logging.getLogger(__name__)
+
+PROBE_ROWS = 64  # enough to fill two cores; small enough that the plan is there in seconds
 
 
 def run(config: Config, folder: Path, *, console: Console | None = None) -> Path:
@@ -58,6 +60,7 @@ def run(config: Config, folder: Path, *, console: Console | None = None) -> Path
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with torch >= 2.12
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    refuse_run(folder)
     device = pick_device(config.trainer.accelerator)
     training = build_attacks(config, config.cascade.order, config.cascade.craft_params)
     strengths = {
@@ -171,7 +174,7 @@ def _show_plan(
         highlight=False,
     )
     images, labels = data.tensors("train", cascade.device)
-    batch = slice(0, config.schedule.batch_size)
+    batch = slice(0, min(config.schedule.batch_size, PROBE_ROWS))
     evaluated: dict[str, GuardedAttack] = {}
     for strength, members in strengths.items():
         evaluated |= {
