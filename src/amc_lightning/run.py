@@ -169,7 +169,7 @@ def _show_plan(
     console.print(
         f"[bold]{config.name}[/]: {config.defence.name} on {data.name}; {counts['train']:,} training images, held out "
         f"{counts['validation']:,} validation / {counts['attack']:,} attack / {counts['test']:,} test "
-        f"(read {data.counts_read['train']:,} + {data.counts_read['test']:,}); preset {config.preset.name}, "
+        f"(of {sum(data.counts_read.values()):,} read); preset {config.preset.name}, "
         f"seed {config.seed}",
         highlight=False,
     )

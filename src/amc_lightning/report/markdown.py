@@ -156,7 +156,7 @@ def _costs(results: Results) -> Iterator[str]:
 def _run(results: Results) -> str:
     data = results.dataset
     kept = ", ".join(f"{name} {count:,}" for name, count in data.counts.items())
-    read = ", ".join(f"{name} {count:,}" for name, count in data.counts_read.items())
+    read = ", ".join(f"{name} {count:,}" for name, count in data.counts_read.items() if count)
     budget = ", ".join(f"{name} {budget_text(*value)}" for name, value in results.budget.items()) or "none"
     facts = [
         ("experiment", results.experiment),
