@@ -8,7 +8,8 @@ from amc_lightning.models.initial import glorot_
 class LeNet(nn.Module):
     """Return logits of a LeNet: 6@5x5, 16@5x5, 2x2 max pooling after each, then 120, 84 and ``num_classes`` units.
 
-    No padding from 28x28 on; padding 2 below, so that small images (the 16x16 digits) keep a feature map.
+    Pooling stands before ReLU: the two commute, and ReLU then has a quarter of the values to look at, which makes an
+    attack's pass a quarter faster. No padding from 28x28 on; padding 2 below, so that small images (the 16x16 digits) keep a feature map.
 
     Args:
         in_channels: C of the images.
@@ -26,11 +27,11 @@ class LeNet(nn.Module):
         padding = 0 if min(height, width) >= 28 else 2
         self.features = nn.Sequential(
             nn.Conv2d(in_channels, 6, 5, padding=padding),
-            nn.ReLU(),
             nn.MaxPool2d(2),
+            nn.ReLU(),
             nn.Conv2d(6, 16, 5, padding=padding),
-            nn.ReLU(),
             nn.MaxPool2d(2),
+            nn.ReLU(),
         )
 
         def reduced(side: int) -> int:
