@@ -1,10 +1,9 @@
 """Train the stages of a cascade in order: a fresh network, module and Trainer per stage; only weights cross."""
 
-import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,14 @@ from torch import Tensor, nn
 from amc_lightning.attacks import GuardedAttack
 from amc_lightning.config import Config, exact_shares, instantiate, stage_epochs
 from amc_lightning.data import Augment, ImageData
-from amc_lightning.errors import StageStoppedError
+from amc_lightning.errors import StageStoppedError, TrainingDivergedError
 from amc_lightning.evaluate import attack_rows, predict
 from amc_lightning.mixer import Mixer, stage_shares
-from amc_lightning.plan import counting
+from amc_lightning.plan import PassCount, counting
 from amc_lightning.progress import StageProgress
 from amc_lightning.seeding import derive, generator
 from amc_lightning.stage import KeepLastGood, StageModule
 from amc_lightning.transfer import WeightTransfer, load_weights, save_weights
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,6 +94,15 @@ def shares_of(config: Config, stage: Stage) -> dict[str, Any]:
     current, vector = exact_shares(config.cascade)
     shares = stage_shares(stage.index, current_share=current, shares=vector)
     return dict(zip(config.cascade.order[: stage.index], shares, strict=True))
+
+
+def validation_interval(config: Config, stage: Stage) -> int:
+    """Return the epochs between validations: the largest divisor of the stage's epochs that is asked for at most.
+
+    A divisor, so that the last epoch is validated: of 8 epochs with ``validate_every=5``, the 4th and the 8th.
+    """
+    at_most = min(stage.epochs, config.cascade.validate_every)
+    return max(k for k in range(1, at_most + 1) if stage.epochs % k == 0)
 
 
 class Cascade:
@@ -182,6 +188,7 @@ class Cascade:
             shares = list(shares_of(self.config, stage).values())
             mixer = Mixer(attacks, shares, seed=seed, label=cascade.label)  # type: ignore[arg-type]
         augment = self.config.dataset.augment
+        passes = PassCount()
         module = StageModule(
             net,
             title=stage.title,
@@ -196,9 +203,9 @@ class Cascade:
             ),
             augment_clean=cascade.augment_clean,
             augment_adversarial=cascade.augment_adversarial,
-            make_optimizer=self._optimizer,
+            make_optimizer=self.optimizer,
             make_schedule=self._schedule(stage),
-            validate=partial(self._validate, attacks),
+            validate=partial(self._validate, attacks, passes),
         )
         keep = KeepLastGood(folder / "last_good.safetensors", save_weights)
         total = len(cascade.order)
@@ -226,7 +233,7 @@ class Cascade:
             callbacks=callbacks,
             logger=loggers,
             default_root_dir=folder,
-            check_val_every_n_epoch=_divisor(stage.epochs, cascade.validate_every),
+            check_val_every_n_epoch=validation_interval(self.config, stage),
             num_sanity_val_steps=0,
             log_every_n_steps=1,
             enable_progress_bar=False,
@@ -236,13 +243,17 @@ class Cascade:
         )
         start = time.perf_counter()
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), counting(net) as passes:
+        with torch.random.fork_rng(devices=devices), counting(net, passes):
             torch.manual_seed(derive(seed, "training"))  # dropout; everything else has generators of its own
             self._fit(trainer, module, stage, keep)
         minutes = (time.perf_counter() - start) / 60
         if best is not None and best.best_model_path:
             state = torch.load(best.best_model_path, weights_only=True, map_location="cpu")["state_dict"]
             net.load_state_dict({name[4:]: value for name, value in state.items() if name.startswith("net.")})
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in net.parameters()):
+            keep.write(net)
+            last = stage.epochs - 1, trainer.global_step - 1
+            raise TrainingDivergedError(stage.title, *last, "a weight is no longer finite")
         weights = folder / "weights.safetensors"
         save_weights(net, weights)
         rows = dict(zip(names, module.rows[1:].tolist(), strict=True))
@@ -264,11 +275,12 @@ class Cascade:
             trainer.fit(module, batches, [0])  # one empty validation batch; see StageModule.validation_step
         except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns Ctrl-C into an exit
             signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
-            raise StageStoppedError(stage.title, keep.path) from stop
+            raise StageStoppedError(stage.title, keep.path, epochs=keep.epochs) from stop
         if trainer.interrupted:
-            raise StageStoppedError(stage.title, keep.path)
+            raise StageStoppedError(stage.title, keep.path, epochs=keep.epochs)
 
-    def _optimizer(self, parameters: Any) -> torch.optim.Optimizer:
+    def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
+        """Return a fresh optimiser of the configured kind for some parameters."""
         optimizer: torch.optim.Optimizer = instantiate(
             self.config.optimizer, key="optimizer", kind=torch.optim.Optimizer, params=parameters
         )
@@ -288,10 +300,11 @@ class Cascade:
 
         return make
 
-    def _validate(self, attacks: list[GuardedAttack], net: nn.Module) -> dict[str, float]:
+    def _validate(self, attacks: list[GuardedAttack], passes: PassCount, net: nn.Module) -> dict[str, float]:
         """Return clean error on the whole validation split and each attack's on a fixed seeded subset, in percent."""
         images, labels = self.data.tensors("validation", self.device)
         size = self.config.evaluation.batch_size
+        counted = replace(passes)  # watching is not training: what follows is not billed
         errors = {"clean": _percent(predict(net, images, batch_size=size) != labels)}
         count = min(self.config.cascade.validate_rows, len(labels))
         if count == 0:
@@ -303,18 +316,9 @@ class Cascade:
                 net, attack, images[subset], labels[subset], seed=self.config.evaluation.seed, batch_size=size
             )
             errors[attack.name] = 100 * float(outcome.wrong.mean())
+        passes.gradient, passes.forward = counted.gradient, counted.forward
         return errors
 
 
 def _percent(wrong: Tensor) -> float:
     return 100 * float(wrong.double().mean())
-
-
-def _divisor(epochs: int, at_most: int) -> int:
-    """Return the largest divisor of ``epochs`` that is <= ``at_most``, so that the last epoch is validated.
-
-    Example:
-        >>> _divisor(8, 5), _divisor(7, 5)
-        (4, 1)
-    """
-    return max(k for k in range(1, min(epochs, at_most) + 1) if epochs % k == 0)

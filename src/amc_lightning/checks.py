@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from amc_lightning.errors import UserError
 from amc_lightning.schema import CascadeConfig, Config
@@ -35,7 +36,25 @@ def check(config: Config, *, known_attacks: Sequence[str]) -> None:
         if len(set(names)) != len(names):
             raise UserError(key, names, "names an attack twice", "each attack at most once", f"Remove one from {key}.")
     _check_defence(config)
+    _choice("threat_model.name", config.threat_model.name, ("white_box",))
     _number("seed", config.seed, 0)
+    _number("dataset.split_seed", config.dataset.split_seed, 0)
+    _number("evaluation.seed", evaluation.seed, 0)
+    for name, radius in config.dataset.budget.items():
+        _number(f"dataset.budget.{name}", radius, 0)
+    _number("dataset.augment.rotation", config.dataset.augment.rotation, 0, 180)
+    _number("dataset.augment.shift", config.dataset.augment.shift, 0, 1)
+    _number("schedule.gamma", schedule.gamma, 0, 1, open_low=True)
+    for milestone in schedule.milestones:
+        _number("schedule.milestones", milestone, 1)
+    if cascade.start_from is not None and not Path(cascade.start_from).is_file():
+        raise UserError(
+            "cascade.start_from",
+            cascade.start_from,
+            "does not exist",
+            "a .safetensors file of weights",
+            "Check the path; it is relative to the working directory.",
+        )
     _number("cascade.alpha", cascade.alpha, 0, 1)
     _number("cascade.current_share", cascade.current_share, 0, 1, open_low=True)
     _check_shares(cascade)
@@ -65,6 +84,19 @@ def check(config: Config, *, known_attacks: Sequence[str]) -> None:
             _number(key, value, 1)
     for name in evaluation.check:
         _choice("evaluation.check", name, known)
+    for column, table in config.attack_params.items():
+        _choice("attack_params", column, ("white_box", "black_box"))
+        for name in table:
+            _choice(f"attack_params.{column}", name, known)
+    for name in evaluation.attacks:
+        if config.attacks[name].get("norm") is None and name not in config.dataset.budget:
+            raise UserError(
+                f"dataset.budget.{name}",
+                None,
+                "is not set",
+                "needed: the l1 radius at which this unbounded attack counts in the worst case",
+                f"Add +dataset.budget.{name}=10.",
+            )
 
 
 def _check_defence(config: Config) -> None:

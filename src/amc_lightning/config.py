@@ -57,7 +57,7 @@ def instantiate(node: Mapping[str, Any], *, key: str, kind: type | None = None, 
         **extra: further keywords.
 
     Raises:
-        UserError: if the target cannot be imported, is of another kind, or does not take these keywords.
+        UserError: if the target cannot be imported, is of another kind, or does not take these keywords or values.
     """
     target = resolve_target(node, key=key)
     if kind is not None and not (isinstance(target, type) and issubclass(target, kind)):
@@ -79,7 +79,18 @@ def instantiate(node: Mapping[str, Any], *, key: str, kind: type | None = None, 
             "the keywords that it takes",
             f"Change the keys under {key}.",
         ) from error
-    return target(**arguments, **extra)
+    try:
+        return target(**arguments, **extra)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(
+            key,
+            arguments,
+            f"is refused by {node['_target_']} ({error})",
+            "what it accepts",
+            f"Change a value under {key}.",
+        ) from error
 
 
 def resolve_target(node: Mapping[str, Any], *, key: str) -> Callable[..., Any]:

@@ -52,5 +52,5 @@ def load(run_folder: str | Path, stage: int | None = None) -> nn.Module:
     entry = stages[max(stages) if stage is None else stage]
     net = instantiate(model, key="model", kind=nn.Module)
     assert isinstance(net, nn.Module)
-    load_weights(net, folder / entry["folder"] / "weights.safetensors", key="run_folder")
+    load_weights(net, folder / "stages" / f"{entry['index']}_{entry['name']}" / "weights.safetensors", key="run_folder")
     return net.eval()

@@ -38,15 +38,15 @@ class TrainingDivergedError(RuntimeError):
         stage: title of the stage, such as "2 vap".
         epoch: index of the epoch, from 0.
         step: index of the step within the stage, from 0.
-        loss: its value.
+        problem: what is not finite, such as "the loss became nan".
     """
 
-    def __init__(self, stage: str, epoch: int, step: int, loss: float) -> None:
-        number, name = stage.split(" ", 1)
+    def __init__(self, stage: str, epoch: int, step: int, problem: str) -> None:
+        kept = f"stages/{stage.replace(' ', '_')}/last_good.safetensors"
         super().__init__(
-            f"stage {stage}: the loss became {loss} in epoch {epoch + 1}, step {step + 1}; needed: a finite loss. The "
-            f"weights of the last whole epoch are in stages/{number}_{name}/last_good.safetensors, and finished stages "
-            "stay. Lower schedule.peak_lr, or look at the images and attacks of this stage."
+            f"stage {stage}: {problem} in epoch {epoch + 1}, step {step + 1}; needed: finite numbers. "
+            f"{_kept(epoch or None)} are in {kept}, and finished stages stay. Lower schedule.peak_lr, or look at the "
+            "images and attacks of this stage."
         )
 
 
@@ -55,13 +55,16 @@ class StageStoppedError(RuntimeError):
 
     Args:
         stage: title of the stage, such as "2 vap".
-        kept: file with the weights of its last whole epoch.
+        kept: file with weights of the stage.
+        epochs: whole epochs behind those weights; None for none.
     """
 
-    def __init__(self, stage: str, kept: Path) -> None:
-        super().__init__(
-            f"interrupted in stage {stage}; finished stages stay, and the weights of its last whole epoch are in {kept}"
-        )
+    def __init__(self, stage: str, kept: Path, *, epochs: int | None) -> None:
+        super().__init__(f"interrupted in stage {stage}; finished stages stay. {_kept(epochs)} are in {kept}")
+
+
+def _kept(epochs: int | None) -> str:
+    return "Its starting weights (no epoch was finished)" if epochs is None else f"Its weights after epoch {epochs}"
 
 
 def _restore(cls: type[UserError], args: tuple[str, ...], state: dict[str, object]) -> UserError:

@@ -184,14 +184,18 @@ def _rate(wrong: NDArray[np.bool_]) -> dict[str, Any]:
 
 def _mean(share: NDArray[np.float64]) -> dict[str, Any]:
     """Mean over attacks of the per-row results: the interval is normal, over rows, since a row's results correlate."""
-    half = 1.96 * float(share.std(ddof=1)) / len(share) ** 0.5 if len(share) > 1 else 1.0
-    error = float(share.mean())
+    error, n = float(share.mean()), len(share)
+    if share.std() == 0:  # all rows agree, which proves nothing about the next row: Wilson's bounds for that share
+        low, high = wilson(round(error * n), n)
+    else:
+        half = 196 * float(share.std(ddof=1)) / n**0.5
+        low, high = max(0.0, 100 * error - half), min(100.0, 100 * error + half)
     return {
-        "n": len(share),
+        "n": n,
         "wrong": float(share.sum()),
         "error": 100 * error,
-        "low": 100 * max(0.0, error - half),
-        "high": 100 * min(1.0, error + half),
+        "low": low,
+        "high": high,
     }
 
 

@@ -22,7 +22,7 @@ def check_model(net: nn.Module, x: Tensor, num_classes: int) -> None:
     try:
         with guarded(net), torch.no_grad():
             logits = net(x)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise UserError(
             "model",
             name,

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from amc_lightning.attacks import GuardedAttack, guarded
 
+TOO_MANY_TO_TRY = 200
+"""Gradient passes above which an attack is not tried but reckoned: the plan shall be there in seconds."""
+
 
 @dataclass
 class PassCount:
@@ -26,9 +29,9 @@ class PassCount:
 
 
 @contextmanager
-def counting(net: nn.Module) -> Iterator[PassCount]:
+def counting(net: nn.Module, count: PassCount | None = None) -> Iterator[PassCount]:
     """Count the rows that pass ``net`` inside the block; a training row counts as a gradient pass like any other."""
-    count = PassCount()
+    count = PassCount() if count is None else count
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         rows = len(inputs[0])
@@ -52,13 +55,11 @@ class Probe:
         train: one row forward and backward in training.
         attack: one row under each attack, by name, if it makes all the passes it may.
         passes: gradient passes per row of each attack at most.
-        gradient_pass: one row forward and backward to the input.
     """
 
     train: float
     attack: Mapping[str, float]
     passes: Mapping[str, float]
-    gradient_pass: float
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,10 @@ def probe(net: nn.Module, attacks: Mapping[str, GuardedAttack], x: Tensor, y: Te
             passes[key] = float(attack.max_passes)
             seconds[key] = passes[key] * per_pass[kind]
             continue
+        if attack.max_passes is not None and attack.max_passes > TOO_MANY_TO_TRY:
+            passes[key] = float(attack.max_passes)
+            seconds[key] = passes[key] * (gradient_seconds + forward_seconds) / len(x)
+            continue
         with counting(net) as count:
             taken = _seconds(partial(attack, net, x, y), x, repeats=0)
         used = count.gradient / len(x)
@@ -125,9 +130,9 @@ def probe(net: nn.Module, attacks: Mapping[str, GuardedAttack], x: Tensor, y: Te
             extra = count.forward / max(1, count.gradient)
             per_pass[kind] = (gradient_seconds + extra * forward_seconds) / len(x)
         else:
-            per_pass[kind] = taken / len(x) / passes[key]
-        seconds[key] = passes[key] * per_pass[kind]
-    return Probe(train_seconds / len(x), seconds, passes, gradient_seconds / len(x))
+            per_pass[kind] = taken / len(x) / max(passes[key], 1)
+        seconds[key] = max(passes[key], 1) * per_pass[kind]
+    return Probe(train_seconds / len(x), seconds, passes)
 
 
 def stage_cost(
@@ -135,6 +140,7 @@ def stage_cost(
     *,
     title: str,
     shares: Mapping[str, Fraction],
+    validated: int,
     rows: int,
     steps_per_epoch: int,
     epochs: int,
@@ -145,6 +151,7 @@ def stage_cost(
         measured: what ``probe`` returned.
         title: the stage's title.
         shares: share of each attack in the adversarial half; empty for stage 0.
+        validated: images attacked in the stage's validations, all together, with each attack that has a share.
         rows: training images.
         steps_per_epoch: batches of an epoch.
         epochs: of the stage.
@@ -152,7 +159,8 @@ def stage_cost(
     halves = 2 if shares else 1
     seconds = halves * measured.train + sum(float(share) * measured.attack[name] for name, share in shares.items())
     passes = halves + sum(float(share) * measured.passes[name] for name, share in shares.items())
-    return StageCost(title, epochs, steps_per_epoch * epochs, passes, seconds * rows * epochs / 60)
+    watching = validated * sum(measured.attack[name] for name in shares)
+    return StageCost(title, epochs, steps_per_epoch * epochs, passes, (seconds * rows * epochs + watching) / 60)
 
 
 def plan_table(costs: Sequence[StageCost], evaluation_minutes: float) -> Table:

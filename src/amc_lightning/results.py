@@ -30,7 +30,7 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
@@ -51,6 +51,8 @@ def versions() -> dict[str, str]:
 def commit() -> str | None:
     """Return the commit of the checkout this package runs from, with "+" where it was changed; None elsewhere."""
     folder = Path(__file__).parent
+    if not (folder.parents[1] / "pyproject.toml").is_file():
+        return None  # installed: a repository around it is somebody else's
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],  # noqa: S607 - the user's git
@@ -118,7 +120,6 @@ class RunFolder:
     ) -> None:
         """Publish a finished and measured stage."""
         index = record["index"]
-        self.results["stages"].append(record)
         self._examples |= {f"{index}/{name}": values for name, values in examples.items()}
         for name, values in gallery.items():
             kind, _, attack = name.partition("/")
@@ -128,6 +129,7 @@ class RunFolder:
             np.savez_compressed(buffer, allow_pickle=False, **arrays)
             write_whole(self.path / name, buffer.getvalue())
         self.merge_metrics()
+        self.results["stages"].append(record)
         self.save()
 
     def finish(self, status: str) -> None:

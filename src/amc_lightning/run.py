@@ -3,7 +3,8 @@
 import logging
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,9 +24,11 @@ from amc_lightning.cascade import (
     StageRecord,
     shares_of,
     stages_of,
+    validation_interval,
 )
 from amc_lightning.config import Config, resolve_target
 from amc_lightning.data import ImageData
+from amc_lightning.data.splits import mixed_order
 from amc_lightning.errors import StageStoppedError, TrainingDivergedError, UserError
 from amc_lightning.evaluate import Evaluation, evaluate
 from amc_lightning.model_check import check_model
@@ -33,8 +36,9 @@ from amc_lightning.plan import plan_table, probe, stage_cost
 from amc_lightning.report import console_table, read_results, write_all
 from amc_lightning.results import RunFolder, refuse_run
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
+DEFAULT_THREADS = torch.get_num_threads()
 PROBE_ROWS = 64  # enough to fill two cores; small enough that the plan is there in seconds
 
 
@@ -55,8 +59,7 @@ def run(config: Config, folder: Path, *, console: Console | None = None) -> Path
         StageStoppedError: on Ctrl-C; finished stages stay.
     """
     console = console or Console()
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
+    torch.set_num_threads(config.trainer.threads or DEFAULT_THREADS)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with torch >= 2.12
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -77,7 +80,9 @@ def run(config: Config, folder: Path, *, console: Console | None = None) -> Path
         console=console,
         open_logger=partial(_open_logger, config, folder),
     )
+    tracking.check(config.logger)
     net = cascade.new_net(config.seed, "probe").to(device)  # a wrong model is found before any file is read
+    cascade.optimizer(net.parameters())
     data.prepare()
     x = torch.from_numpy(data.splits["validation"].x[:4]).to(device).float() / 255
     check_model(net, x, data.num_classes)
@@ -183,11 +188,13 @@ def _show_plan(
     measured = probe(net, {**cascade.attacks, **evaluated}, images[batch].float() / 255, labels[batch])
     steps = -(-counts["train"] // config.schedule.batch_size)
     stages = stages_of(config)
+    cascade_rows = config.cascade.validate_rows
     costs = [
         stage_cost(
             measured,
             title=stage.title,
             shares=shares_of(config, stage),
+            validated=stage.epochs // validation_interval(config, stage) * min(cascade_rows, counts["validation"]),
             rows=counts["train"],
             steps_per_epoch=steps,
             epochs=stage.epochs,
@@ -237,7 +244,10 @@ def _train_and_measure(
     config, data = cascade.config, cascade.data
     limit, count = config.evaluation.limit, config.evaluation.gallery
     images, labels = data.tensors("attack", cascade.device)
-    splits = {"test": data.tensors("test", cascade.device), "attack": (images[:limit], labels[:limit])}
+    # a limit and the gallery take leading rows, so the rows are put into an order that mixes the classes
+    order = torch.from_numpy(mixed_order(labels.cpu().numpy(), config.dataset.split_seed)[:limit]).to(cascade.device)
+    images, labels = images[order], labels[order]
+    splits = {"test": data.tensors("test", cascade.device), "attack": (images, labels)}
     results.add_images(
         (images[:count].float() / 255).cpu().numpy(),
         labels[:count].cpu().numpy(),
@@ -252,17 +262,25 @@ def _train_and_measure(
             tracking.log_stage_result(cascade.logger, entry)
             if record.stage.index < last:
                 tracking.close(cascade.logger)
+        results.finish("finished")
+        write_all(results.path)
+        tracking.log_report(cascade.logger, results.path)
     except BaseException as stop:
-        reason = str(stop) if isinstance(stop, StageStoppedError | TrainingDivergedError) else type(stop).__name__
-        results.finish(f"stopped: {reason}")
+        _keep_what_is_finished(results, stop)
+        raise
+    finally:
+        tracking.close(cascade.logger)
+
+
+def _keep_what_is_finished(results: RunFolder, stop: BaseException) -> None:
+    """Say in the run folder how the run ended, and report on its finished stages; the error itself goes on."""
+    known = isinstance(stop, StageStoppedError | TrainingDivergedError)
+    try:
+        results.finish(f"stopped: {stop if known else type(stop).__name__}")
         if results.results["stages"]:
             write_all(results.path)
-        tracking.close(cascade.logger)
-        raise
-    results.finish("finished")
-    write_all(results.path)
-    tracking.log_report(cascade.logger, results.path)
-    tracking.close(cascade.logger)
+    except (OSError, ValueError, RuntimeError) as error:  # must not hide what stopped the run
+        log.error("the report on the finished stages could not be written (%s)", error)
 
 
 def _measure(
@@ -273,7 +291,7 @@ def _measure(
 ) -> Evaluation:
     settings = cascade.config.evaluation
     title = f"measuring {record.stage.title}"
-    with cascade.console.status(title) as status:
+    with cascade.console.status(title) as status, _explained_interrupt(record):
         return evaluate(
             record.net,
             splits,
@@ -284,6 +302,14 @@ def _measure(
             gallery=settings.gallery,
             on_attack=lambda name: status.update(f"{title} under {name}"),
         )
+
+
+@contextmanager
+def _explained_interrupt(record: StageRecord) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise StageStoppedError(record.stage.title, record.weights, epochs=record.stage.epochs) from stop
 
 
 def _open_logger(config: Config, folder: Path, stage: Stage) -> Logger | None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's own name for it
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from amc_lightning.attacks import NotFiniteError
 from amc_lightning.data import Augment
 from amc_lightning.errors import TrainingDivergedError
 from amc_lightning.metrics import MeanBySource
@@ -86,7 +87,10 @@ class StageModule(pl.LightningModule):
             loss = F.cross_entropy(logits, y)
         else:
             origin = augmented if self.augment_adversarial else x
-            adv = self.mixer(self.net, origin, y, step=step)
+            try:
+                adv = self.mixer(self.net, origin, y, step=step)
+            except NotFiniteError as error:
+                raise TrainingDivergedError(self.title, self.current_epoch, step, str(error)) from error
             logits = self.net(torch.cat([augmented, adv.x]))
             loss = self.alpha * F.cross_entropy(logits[: len(x)], y)
             loss = loss + (1 - self.alpha) * F.cross_entropy(logits[len(x) :], adv.y)
@@ -94,7 +98,7 @@ class StageModule(pl.LightningModule):
             source = torch.cat([source, adv.source + 1])
             y = torch.cat([y, adv.y])
         if not torch.isfinite(loss):
-            raise TrainingDivergedError(self.title, self.current_epoch, step, float(loss))
+            raise TrainingDivergedError(self.title, self.current_epoch, step, f"the loss became {float(loss.detach())}")
         with torch.no_grad():
             self.error.update(logits.argmax(dim=1) != y, source)
             self.loss.update(loss.detach(), weight=len(x))
@@ -144,7 +148,7 @@ class StageModule(pl.LightningModule):
 
 
 class KeepLastGood(pl.Callback):
-    """Keep the weights of the last whole epoch aside, and write them if the stage fails.
+    """Keep the weights of the last whole epoch aside, or those a stage started from, and write them if it fails.
 
     Args:
         path: where they go.
@@ -154,7 +158,7 @@ class KeepLastGood(pl.Callback):
     def __init__(self, path: Path, save: Callable[[nn.Module, Path], None]) -> None:
         self.path = path
         self.save = save
-        self.epoch: int | None = None
+        self.epochs: int | None = None
         self._state: dict[str, Tensor] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -165,12 +169,17 @@ class KeepLastGood(pl.Callback):
         """Remember the weights after a whole epoch, unless they are no longer finite."""
         if all(bool(torch.isfinite(tensor).all()) for tensor in _net(pl_module).parameters()):
             self._remember(_net(pl_module))
-            self.epoch = trainer.current_epoch
+            self.epochs = trainer.current_epoch + 1
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Write the remembered weights."""
-        _net(pl_module).load_state_dict(self._state)
-        self.save(_net(pl_module), self.path)
+        """Write the remembered weights; there are none if the stage failed before its first step."""
+        if self._state:
+            self.write(_net(pl_module))
+
+    def write(self, net: nn.Module) -> None:
+        """Put the remembered weights into ``net`` and on disk."""
+        net.load_state_dict(self._state)
+        self.save(net, self.path)
 
     def _remember(self, net: nn.Module) -> None:
         self._state = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}

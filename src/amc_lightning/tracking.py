@@ -65,7 +65,7 @@ def open_stage_logger(
     Args:
         config: the logger group: name, project, entity, mode, group, tags.
         run_folder: the cascade's output folder; W&B's files go to ``wandb`` below it.
-        run_name: the cascade's name; with the folder's name it is the default of ``group``.
+        run_name: the cascade's name; with the names of the folder and its parent it is the default of ``group``.
         stage_index: place of the stage in the cascade, from 0.
         stage_name: "undefended" or the stage's attack.
         hparams: the resolved config, plain containers only.
@@ -73,7 +73,7 @@ def open_stage_logger(
     Raises:
         UserError: for an unknown logger, key or mode, or if wandb is not installed.
     """
-    _check(config)
+    check(config)
     mode = config.get("mode") or os.environ.get("WANDB_MODE")
     if config["name"] != "wandb" or mode == "disabled":
         return None
@@ -84,7 +84,7 @@ def open_stage_logger(
     settings: dict[str, Any] = {
         "project": config.get("project") or "amc_lightning",
         "entity": config.get("entity"),
-        "group": config.get("group") or f"{run_name}-{run_folder.name}",
+        "group": config.get("group") or f"{run_name}-{run_folder.parent.name}-{run_folder.name}",
         "name": f"{stage_index}_{stage_name}",
         "tags": list(config.get("tags") or []),
         "dir": str(run_folder),
@@ -158,7 +158,12 @@ def close(logger: Logger | None) -> None:
             run.finish()
 
 
-def _check(config: Mapping[str, Any]) -> None:
+def check(config: Mapping[str, Any]) -> None:
+    """Refuse a logger or a setting of it that does not exist.
+
+    Raises:
+        UserError: for an unknown name, key or mode.
+    """
     name = config.get("name")
     if name not in ("csv", "wandb"):
         raise UserError("logger.name", name, "is not a known logger", "known: csv, wandb", "Choose one of them.")

@@ -5,21 +5,19 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from amc_lightning.errors import UserError
+from amc_lightning.results import write_whole
 
 logger = logging.getLogger(__name__)
 
 
 def save_weights(net: nn.Module, path: Path) -> None:
     """Write parameters and buffers of ``net`` to a safetensors file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in net.state_dict().items()}
-    partial = path.with_suffix(".partial")
-    save_file(state, partial)
-    partial.replace(path)
+    write_whole(path, save(state))
 
 
 def load_weights(net: nn.Module, path: Path, *, key: str = "weights") -> None:

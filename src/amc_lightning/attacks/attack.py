@@ -15,6 +15,10 @@ Norm = Literal["linf", "l2", "l1"]
 Label = Literal["true", "predicted"]
 
 
+class NotFiniteError(ValueError):
+    """An attack returned NaN or infinity, as a model with such weights or images makes it."""
+
+
 @dataclass(frozen=True)
 class GuardedAttack:
     """A `torchattacks` attack class and its arguments behind the guard; made by ``build``.
@@ -66,7 +70,8 @@ class GuardedAttack:
             x_adv, like ``x``, in [0, 1], without gradient.
 
         Raises:
-            ValueError: if the result is not finite, or noise is given that does not fit.
+            NotFiniteError: if the result is not finite.
+            ValueError: if noise is given that does not fit.
         """
         if x.shape[0] == 0:
             with torch.inference_mode(False):
@@ -88,7 +93,9 @@ class GuardedAttack:
             keywords = {} if noise is None else {"noise": noise.to(x, copy=True)}
             x_adv = attack(images, labels, **keywords).detach().to(x.dtype)
             if not x_adv.isfinite().all():
-                raise ValueError(f"attack {self.name} returned values that are not finite; look at the model's weights")
+                raise NotFiniteError(
+                    f"attack {self.name} returned values that are not finite; look at the model's weights"
+                )
             return x_adv.clamp_(0.0, 1.0)
 
     @property

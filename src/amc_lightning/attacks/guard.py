@@ -12,8 +12,8 @@ def guarded(model: nn.Module) -> Iterator[None]:
     """Hold ``model`` in eval mode with frozen parameters, gradients enabled; restore it bit for bit on leaving.
 
     Modes are set module by module through the attribute: a user's own ``train`` or ``eval`` is never called, and a
-    batch norm frozen inside a model in train mode comes back frozen. Inference mode, ``no_grad`` and autocast of the
-    caller do not reach inside. Gradients are set aside, so that an attack can neither add to them nor clear them.
+    batch norm frozen inside a model in train mode comes back frozen. Inference mode, ``no_grad``, autocast and TF32 of
+    the caller do not reach inside. Gradients are set aside, so that an attack can neither add to them nor clear them.
     Guards may be nested.
 
     Args:
@@ -21,7 +21,7 @@ def guarded(model: nn.Module) -> Iterator[None]:
     """
     modules = [(module, module.training) for module in model.modules()]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    with torch.inference_mode(False), torch.enable_grad(), _without_autocast(model):
+    with torch.inference_mode(False), torch.enable_grad(), _without_autocast(model), _without_tf32():
         buffers = _record_buffers(model)
         try:
             for module, training in modules:
@@ -51,6 +51,20 @@ def _without_autocast(model: nn.Module) -> Iterator[None]:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Keep convolutions and products in full float32 on a GPU: TF32 loses EAP's margins and VAP's direction."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
 
 
 _BufferRecord = tuple[nn.Module, str, Tensor, Tensor]

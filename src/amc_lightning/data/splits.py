@@ -84,6 +84,26 @@ def take_per_class(y: NDArray[np.int64], n: int, rng: np.random.Generator, *, nu
     return np.sort(np.concatenate([rng.permutation(np.flatnonzero(y == k))[:n] for k in range(num_classes)]))
 
 
+def mixed_order(y: NDArray[np.int64], seed: int) -> Rows:
+    """Return a seeded order in which every leading part holds the classes in nearly their shares of the whole.
+
+    Args:
+        y: class indices, (N,) int64.
+        seed: draws the order within each class, and which class comes first.
+
+    Example:
+        >>> y = np.array([0, 0, 0, 0, 1, 1])
+        >>> sorted(y[mixed_order(y, seed=0)][:3].tolist())
+        [0, 0, 1]
+    """
+    rng = np.random.default_rng([seed, 4])
+    place = np.empty(len(y))
+    for label in np.unique(y):
+        rows = np.flatnonzero(y == label)
+        place[rows] = (rng.permutation(len(rows)) + 0.5) / len(rows)
+    return np.lexsort((rng.random(len(y)), place))
+
+
 def split_train(y: NDArray[np.int64], seed: int, *, tenths: int, class_names: Sequence[str]) -> tuple[Rows, Rows]:
     """Divide a set without an official split, class by class, into training rows and held-out rows.
 

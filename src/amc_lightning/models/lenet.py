@@ -8,8 +8,8 @@ from amc_lightning.models.initial import glorot_
 class LeNet(nn.Module):
     """Return logits of a LeNet: 6@5x5, 16@5x5, 2x2 max pooling after each, then 120, 84 and ``num_classes`` units.
 
-    Pooling stands before ReLU: the two commute, and ReLU then has a quarter of the values to look at, which makes an
-    attack's pass a quarter faster. No padding from 28x28 on; padding 2 below, so that small images (the 16x16 digits) keep a feature map.
+    Pooling stands before ReLU: the two commute, and ReLU then has a quarter of the values to look at. No padding from
+    28x28 on; padding 2 below, so that small images (the 16x16 digits) keep a feature map.
 
     Args:
         in_channels: C of the images.
