@@ -38,8 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debugging:
             raise
         return _fail(explain(error, sys.argv[1:]), 2)
-    except KeyboardInterrupt:
-        return _fail("interrupted; finished stages stay on disk", 130)
+    except OSError as error:  # Hydra's own files: the run folder and its log
+        if debugging:
+            raise
+        return _fail(_about_files(error), 1)
+    except KeyboardInterrupt as stop:
+        return _fail(str(stop) or "interrupted; finished stages stay on disk", 130)
     finally:
         if not debugging:
             os.environ.pop("HYDRA_FULL_ERROR")
@@ -97,15 +101,18 @@ def _run(cfg: "DictConfig", *, debugging: bool) -> int:
         if debugging:
             raise
         if isinstance(error, StageStoppedError):
-            _fail(str(error), 130)
-            raise KeyboardInterrupt from error  # ends a sweep as well
+            raise KeyboardInterrupt(str(error)) from error  # ends a sweep as well
         if isinstance(error, OmegaConfBaseException):
             return _fail(explain(error, overrides), 2)
         if isinstance(error, OSError):
-            where = error.filename or "file system"
-            return _fail(f"{where}: {error.strerror or error}. Finished stages stay on disk.", 1)
+            return _fail(_about_files(error), 1)
         return _fail(str(error), 2 if isinstance(error, UserError) else 1)
     return 0
+
+
+def _about_files(error: OSError) -> str:
+    where = error.filename or "file system"
+    return f"{where}: {error.strerror or error}; needed: room, and the right to write. Finished stages stay on disk."
 
 
 def _fail(message: str, status: int) -> int:

@@ -40,7 +40,7 @@ def read(cfg: DictConfig) -> Config:
     with open_dict(cfg):
         for name in names:
             if name not in cfg.attacks and (found := _known_attacks().get(name)) is not None:
-                cfg.attacks[name] = yaml.safe_load(found.read_text())
+                cfg.attacks[name] = _read_attack(found)
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     check(config, known_attacks=sorted(set(_known_attacks()) | set(config.attacks)))
@@ -69,27 +69,29 @@ def instantiate(node: Mapping[str, Any], *, key: str, kind: type | None = None, 
             "Give the class's full path.",
         )
     arguments = {name: value for name, value in node.items() if name != "_target_"}
-    try:
-        inspect.signature(target).bind(**arguments, **extra)
-    except TypeError as error:
-        raise UserError(
-            key,
-            arguments,
-            f"does not fit {node['_target_']} ({error})",
-            "the keywords that it takes",
-            f"Change the keys under {key}.",
-        ) from error
+    refuse_unfit(target, {**arguments, **extra}, key=key)
     try:
         return target(**arguments, **extra)
     except UserError:
         raise
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = f"is refused by {node['_target_']} ({error})"
+        raise UserError(key, arguments, reason, "what it accepts", f"Change a value under {key}.") from error
+
+
+def refuse_unfit(target: Callable[..., Any], arguments: Mapping[str, object], *, key: str) -> None:
+    """Refuse keywords that a callable does not take, before it is called.
+
+    Raises:
+        UserError: if it cannot be called with these keywords, or at all.
+    """
+    try:
+        inspect.signature(target).bind(**arguments)
+    except TypeError as error:
+        name = getattr(target, "__qualname__", repr(target))
+        shown = {name: value for name, value in arguments.items() if name != "params"}
         raise UserError(
-            key,
-            arguments,
-            f"is refused by {node['_target_']} ({error})",
-            "what it accepts",
-            f"Change a value under {key}.",
+            key, shown, f"does not fit {name} ({error})", "the keywords that it takes", f"Change the keys under {key}."
         ) from error
 
 
@@ -143,6 +145,21 @@ def _names(node: DictConfig, key: str) -> list[str]:
     if OmegaConf.is_missing(node, key):
         return []
     return [str(name) for name in node[key]]
+
+
+def _read_attack(path: Path) -> dict[str, Any]:
+    try:
+        spec = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())
+        raise UserError(
+            str(path), path.stem, f"is not YAML ({where})", "an attack's YAML file", "Correct it."
+        ) from error
+    if not isinstance(spec, dict):
+        raise UserError(
+            str(path), spec, "is not an attack", "keys and values, as in conf/attack/pgm.yaml", "Correct it."
+        )
+    return spec
 
 
 def _known_attacks() -> dict[str, Path]:

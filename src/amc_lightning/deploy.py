@@ -31,8 +31,8 @@ def load(run_folder: str | Path, stage: int | None = None) -> nn.Module:
     try:
         results = json.loads((folder / "results.json").read_text())
         config = yaml.safe_load((folder / "config.yaml").read_text())
-        stages = {entry["index"]: entry for entry in results["stages"]}
-        model = config["model"]
+        names = {int(entry["index"]): str(entry["name"]) for entry in results["stages"]}
+        model = dict(config["model"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(
             "run_folder",
@@ -41,16 +41,16 @@ def load(run_folder: str | Path, stage: int | None = None) -> nn.Module:
             "a folder with results.json and config.yaml",
             "Give the output folder of a run.",
         ) from error
-    if not stages or (stage is not None and stage not in stages):
+    if not names or (stage is not None and stage not in names):
         raise UserError(
             "stage",
             stage,
             "is not a finished stage of this run",
-            f"finished: {sorted(stages)}",
+            f"finished: {sorted(names)}",
             "Choose one of them, or run the experiment to its end.",
         )
-    entry = stages[max(stages) if stage is None else stage]
+    index = max(names) if stage is None else stage
     net = instantiate(model, key="model", kind=nn.Module)
     assert isinstance(net, nn.Module)
-    load_weights(net, folder / "stages" / f"{entry['index']}_{entry['name']}" / "weights.safetensors", key="run_folder")
+    load_weights(net, folder / "stages" / f"{index}_{names[index]}" / "weights.safetensors", key="run_folder")
     return net.eval()

@@ -26,7 +26,7 @@ from amc_lightning.cascade import (
     stages_of,
     validation_interval,
 )
-from amc_lightning.config import Config, resolve_target
+from amc_lightning.config import Config, refuse_unfit, resolve_target
 from amc_lightning.data import ImageData
 from amc_lightning.data.splits import mixed_order
 from amc_lightning.errors import StageStoppedError, TrainingDivergedError, UserError
@@ -59,6 +59,7 @@ def run(config: Config, folder: Path, *, console: Console | None = None) -> Path
         StageStoppedError: on Ctrl-C; finished stages stay.
     """
     console = console or Console()
+    torch.set_flush_denormal(True)  # a confident net's gradients are full of them, and a CPU crawls through each
     torch.set_num_threads(config.trainer.threads or DEFAULT_THREADS)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with torch >= 2.12
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -94,7 +95,7 @@ def run(config: Config, folder: Path, *, console: Console | None = None) -> Path
     (folder / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
     _train_and_measure(cascade, results, strengths)
     console.print(console_table(read_results(folder)))
-    console.print(f"Everything is in {folder}", soft_wrap=True, highlight=False)
+    console.print(f"Everything is in {folder}", soft_wrap=True, highlight=False, markup=False)
     return folder
 
 
@@ -121,6 +122,8 @@ def load_data(config: Config) -> ImageData:
     source = settings.pop("source")
     function = resolve_target(source, key="dataset.source")
     arguments = {name: value for name, value in source.items() if name != "_target_"}
+    given = {**arguments, "root": None, "trust_files": False, "split_seed": 0}
+    refuse_unfit(function, given, key="dataset.source")
     return ImageData(
         **settings, source=partial(function, **arguments), batch_size=config.schedule.batch_size, seed=config.seed
     )

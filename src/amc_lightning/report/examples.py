@@ -21,7 +21,7 @@ def draw_examples(results: Results, gallery: Gallery) -> Figure | None:
     picture. Images that fool the first model under most attacks come first.
 
     Returns:
-        The figure; None if the gallery holds no attacked images of a stage in the results.
+        The figure; None if the gallery holds no images, or none of a stage in the results.
     """
     stages = [stage for stage in results.stages if gallery.clean_predicted(stage.index) is not None]
     stages = stages[:1] + stages[-1:] if len(stages) > 1 else stages
@@ -29,6 +29,8 @@ def draw_examples(results: Results, gallery: Gallery) -> Figure | None:
     if not attacks:
         return None
     rows = choose_rows(gallery, stages[0].index, attacks, ROWS)
+    if not rows:
+        return None
     figure = new_figure(max(6.6, 1.55 * (len(attacks) + 1) + 1.2), len(stages) * (1.95 * len(rows) + 0.75) + 1.0)
     figure.suptitle(f"Perturbed images of {results.dataset.name} and what the model says", fontsize=13)
     footnote(
