@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow lint format type smoke bench build clean
+.PHONY: help setup demo test slow gpu lint format type smoke bench build clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ test: setup ## the default tests, minutes
 
 slow: setup ## the tests that the default run leaves out
 	$(BIN)/python -m pytest -m 'slow and not gpu'
+
+gpu: setup ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
 
 lint: setup ## ruff, lint and format
 	$(BIN)/ruff check .

@@ -84,7 +84,12 @@ def test_a_stage_without_a_key_is_an_offline_run_with_its_results(
     logger.log_metrics({"train/loss": 0.5}, step=3)
     tracking.log_stage_result(logger, RECORD)
     run = logger.experiment
-    assert (run.project, run.group, run.name, run.tags) == ("amc_lightning", f"digits_amc-{tmp_path.name}-run", "1_pgm", ("t",))
+    assert (run.project, run.group, run.name, run.tags) == (
+        "amc_lightning",
+        f"digits_amc-{tmp_path.name}-run",
+        "1_pgm",
+        ("t",),
+    )
     assert run.config["cascade"] == {"order": ["pgm"]}
     assert run.config["stage"] == {"index": 1, "name": "pgm"}
     assert run.summary["err/clean"] == 2.5

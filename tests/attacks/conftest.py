@@ -36,8 +36,14 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every test that attacks ``net`` is repeated on a GPU with ``pytest -m gpu``."""
+    return torch.device(request.param)
+
+
 @pytest.fixture
-def net() -> nn.Module:
+def net(device: torch.device) -> nn.Module:
     """A SmallNet in train mode whose first batch norm is frozen, with statistics of its own and gradients in place."""
     with seeded(0):
         net = SmallNet()
@@ -49,11 +55,11 @@ def net() -> nn.Module:
             parameter.grad = torch.randn_like(parameter)
     net.body[1].eval()
     net.head[-1].bias.requires_grad = False
-    return net
+    return net.to(device)
 
 
 @pytest.fixture
-def batch(net: nn.Module) -> Callable[[int], tuple[Tensor, Tensor]]:
+def batch(net: nn.Module, device: torch.device) -> Callable[[int], tuple[Tensor, Tensor]]:
     """Images of different brightness, with flat black and white parts, and the labels the net gives to most of them."""
 
     def make(size: int) -> tuple[Tensor, Tensor]:
@@ -62,7 +68,7 @@ def batch(net: nn.Module) -> Callable[[int], tuple[Tensor, Tensor]]:
         x[:, :, :3] = 0.0
         x[:, :, 3, :4] = 1.0
         with seeded(2), torch.no_grad():
-            y = torch.randint(5, (size,))
+            x, y = x.to(device), torch.randint(5, (size,)).to(device)
             modes = [module.training for module in net.modules()]
             net.eval()
             y[: size - size // 4] = net(x[: size - size // 4]).argmax(dim=1)
