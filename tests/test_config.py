@@ -99,6 +99,16 @@ def test_an_attack_is_found_by_its_file_alone():
         ),
         (["defence=adversarial_training", "attack_order=weak_to_strong"], "needed: exactly one attack"),
         (["trainer.accelerator=tpu"], r"trainer\.accelerator: 'tpu' is not known; known: auto, cpu, gpu"),
+        (
+            ["cascade.augment_adversarial=true", "cascade.augment_clean=false"],
+            r"cascade\.augment_adversarial: True does nothing without cascade\.augment_clean=true",
+        ),
+        (["threat_model.name=black_box"], r"threat_model\.name: 'black_box' is not known; known: white_box"),
+        (
+            ["+attack_params.whitebox.pgm.eps=0.1"],
+            r"attack_params: 'whitebox' is not known; .*Did you mean white_box\?",
+        ),
+        (["cascade.start_from=nowhere.safetensors"], r"cascade\.start_from: 'nowhere.safetensors' does not exist"),
         (["seed=-1"], r"seed: -1 is out of range"),
         (["+evaluation.check.pgn={eps: 1}"], r"evaluation\.check: 'pgn' is not known"),
     ],
@@ -151,9 +161,12 @@ def _pattern(message: str) -> str:
     return ".*".join(re.escape(part) for part in message.split(".*"))
 
 
-def test_a_misspelt_key_is_found_within_the_first_second_without_loading_torch(tmp_path):
+@pytest.mark.parametrize(
+    "override", ["cascade.alhpa=1", "attack_params.white_box.pgm.eps=8", "cascade.order=[pgdd]", "cascade.alpha=2"]
+)
+def test_a_wrong_setting_is_found_within_the_first_second_without_loading_torch(override, tmp_path):
     code = (
-        "import sys; from amc_lightning.__main__ import main; status = main(['cascade.alhpa=1']);"
+        f"import sys; from amc_lightning.__main__ import main; status = main(['{override}']);"
         "sys.exit(0 if status == 2 and 'torch' not in sys.modules else 1)"
     )
     done = subprocess.run(

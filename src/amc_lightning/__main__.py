@@ -88,7 +88,7 @@ def _run(cfg: "DictConfig", *, debugging: bool) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from amc_lightning.config import read
-    from amc_lightning.errors import StageStoppedError, TrainingDivergedError, UserError
+    from amc_lightning.errors import NotFiniteError, StageStoppedError, TrainingDivergedError, UserError
     from amc_lightning.explain import explain
 
     overrides = list(HydraConfig.get().overrides.task)
@@ -97,7 +97,14 @@ def _run(cfg: "DictConfig", *, debugging: bool) -> int:
         from amc_lightning.run import run  # torch and Lightning take seconds; a misspelt key should not
 
         run(config, Path(HydraConfig.get().runtime.output_dir))
-    except (UserError, OmegaConfBaseException, OSError, TrainingDivergedError, StageStoppedError) as error:
+    except (
+        UserError,
+        OmegaConfBaseException,
+        OSError,
+        NotFiniteError,
+        TrainingDivergedError,
+        StageStoppedError,
+    ) as error:
         if debugging:
             raise
         if isinstance(error, StageStoppedError):

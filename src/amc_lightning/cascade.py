@@ -250,7 +250,7 @@ class Cascade:
         if best is not None and best.best_model_path:
             state = torch.load(best.best_model_path, weights_only=True, map_location="cpu")["state_dict"]
             net.load_state_dict({name[4:]: value for name, value in state.items() if name.startswith("net.")})
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in net.parameters()):
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in net.state_dict().values()):
             keep.write(net)
             last = stage.epochs - 1, trainer.global_step - 1
             raise TrainingDivergedError(stage.title, *last, "a weight is no longer finite")

@@ -2,10 +2,11 @@
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from amc_lightning.errors import UserError
+from amc_lightning.ranges import check_budget, check_ranges
 from amc_lightning.schema import CascadeConfig, Config
 
 
@@ -58,6 +59,14 @@ def check(config: Config, *, known_attacks: Sequence[str]) -> None:
     _number("cascade.alpha", cascade.alpha, 0, 1)
     _number("cascade.current_share", cascade.current_share, 0, 1, open_low=True)
     _check_shares(cascade)
+    if cascade.augment_adversarial and not cascade.augment_clean:
+        raise UserError(
+            "cascade.augment_adversarial",
+            True,
+            "does nothing without cascade.augment_clean=true",
+            "both, the first off, or both off",
+            "Change one of the two.",
+        )
     _choice("cascade.transfer", cascade.transfer, ("parent", "none"))
     _choice("cascade.pick", cascade.pick, ("last", "best"))
     _choice("cascade.label", cascade.label, ("true", "predicted"))
@@ -86,8 +95,10 @@ def check(config: Config, *, known_attacks: Sequence[str]) -> None:
         _choice("evaluation.check", name, known)
     for column, table in config.attack_params.items():
         _choice("attack_params", column, ("white_box", "black_box"))
-        for name in table:
+        for name, params in table.items():
             _choice(f"attack_params.{column}", name, known)
+            if name in config.attacks:
+                _check_attack(config, name, params or {}, key=f"attack_params.{column}.{name}")
     for name in evaluation.attacks:
         if config.attacks[name].get("norm") is None and name not in config.dataset.budget:
             raise UserError(
@@ -97,6 +108,15 @@ def check(config: Config, *, known_attacks: Sequence[str]) -> None:
                 "needed: the l1 radius at which this unbounded attack counts in the worst case",
                 f"Add +dataset.budget.{name}=10.",
             )
+
+
+def _check_attack(config: Config, name: str, params: Mapping[str, object], *, key: str) -> None:
+    """Check values here already: building an attack finds the same, but only once torch is loaded."""
+    spec = config.attacks[name]
+    check_ranges(params, key=key)
+    norm, eps = spec.get("norm"), params.get("eps")
+    if norm is not None and isinstance(eps, int | float):
+        check_budget(eps, norm, config.dataset.shape, key=f"{key}.eps")
 
 
 def _check_defence(config: Config) -> None:

@@ -31,6 +31,10 @@ class UserError(ValueError):
         return _restore, (type(self), self.args, self.__dict__)
 
 
+class NotFiniteError(ValueError):
+    """An attack returned NaN or infinity, as a model with such weights or images makes it."""
+
+
 class TrainingDivergedError(RuntimeError):
     """The loss is no longer a finite number; the weights of the last whole epoch are kept beside the stage.
 

@@ -29,7 +29,7 @@ from amc_lightning.cascade import (
 from amc_lightning.config import Config, refuse_unfit, resolve_target
 from amc_lightning.data import ImageData
 from amc_lightning.data.splits import mixed_order
-from amc_lightning.errors import StageStoppedError, TrainingDivergedError, UserError
+from amc_lightning.errors import NotFiniteError, StageStoppedError, TrainingDivergedError, UserError
 from amc_lightning.evaluate import Evaluation, evaluate
 from amc_lightning.model_check import check_model
 from amc_lightning.plan import plan_table, probe, stage_cost
@@ -277,7 +277,7 @@ def _train_and_measure(
 
 def _keep_what_is_finished(results: RunFolder, stop: BaseException) -> None:
     """Say in the run folder how the run ended, and report on its finished stages; the error itself goes on."""
-    known = isinstance(stop, StageStoppedError | TrainingDivergedError)
+    known = isinstance(stop, StageStoppedError | TrainingDivergedError | UserError | NotFiniteError | OSError)
     try:
         results.finish(f"stopped: {stop if known else type(stop).__name__}")
         if results.results["stages"]:

@@ -10,9 +10,8 @@ import torch.nn.functional as F  # noqa: N812 - the field's own name for it
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from amc_lightning.attacks import NotFiniteError
 from amc_lightning.data import Augment
-from amc_lightning.errors import TrainingDivergedError
+from amc_lightning.errors import NotFiniteError, TrainingDivergedError
 from amc_lightning.metrics import MeanBySource
 from amc_lightning.mixer import Mixer
 from amc_lightning.seeding import derive
@@ -125,7 +124,10 @@ class StageModule(pl.LightningModule):
         """Log validation errors: clean on the whole split, attacks on the fixed subset, and their mean."""
         if self.validate is None:
             return
-        errors = self.validate(self.net)
+        try:
+            errors = self.validate(self.net)
+        except NotFiniteError as error:
+            raise TrainingDivergedError(self.title, self.current_epoch, self.global_step - 1, str(error)) from error
         values = {f"val/err/{name}": value for name, value in errors.items()}
         values["val/err/mean"] = sum(errors.values()) / len(errors)
         self.log_dict(values, batch_size=1)

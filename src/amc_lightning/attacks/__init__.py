@@ -4,11 +4,11 @@
 adversarial images and leaves the model exactly as it was.
 """
 
-from amc_lightning.attacks.attack import GuardedAttack, NotFiniteError
+from amc_lightning.attacks.attack import GuardedAttack
 from amc_lightning.attacks.build import build
 from amc_lightning.attacks.eap import EAP
 from amc_lightning.attacks.guard import guarded
 from amc_lightning.attacks.pgm import PGM
 from amc_lightning.attacks.vap import VAP
 
-__all__ = ["EAP", "PGM", "VAP", "GuardedAttack", "NotFiniteError", "build", "guarded"]
+__all__ = ["EAP", "PGM", "VAP", "GuardedAttack", "build", "guarded"]

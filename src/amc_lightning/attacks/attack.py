@@ -10,13 +10,10 @@ from torch import Tensor, nn
 from amc_lightning.attacks.base import Attack, TakesNoise, full_precision
 from amc_lightning.attacks.guard import guarded
 from amc_lightning.attacks.randomness import isolated_randomness
+from amc_lightning.errors import NotFiniteError
 
 Norm = Literal["linf", "l2", "l1"]
 Label = Literal["true", "predicted"]
-
-
-class NotFiniteError(ValueError):
-    """An attack returned NaN or infinity, as a model with such weights or images makes it."""
 
 
 @dataclass(frozen=True)

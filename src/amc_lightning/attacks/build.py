@@ -7,8 +7,8 @@ from typing import cast
 
 from amc_lightning.attacks.attack import GuardedAttack, Label, Norm
 from amc_lightning.attacks.base import Attack
-from amc_lightning.attacks.ranges import check_budget, check_ranges
 from amc_lightning.errors import UserError
+from amc_lightning.ranges import check_budget, check_ranges
 
 NORMS = ("linf", "l2", "l1", None)
 LABELS = ("true", "predicted")
