@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 # Small nets gain nothing from a second thread, and lose much where something else runs beside the tests.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+# A job started in the background ignores Ctrl-C, and so would every program it starts; some tests are about Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
