@@ -34,7 +34,7 @@ ORDER = ("fgsm", "vap", "eap", "pgm")
 def main() -> None:
     """Print one table per net."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="timed steps and floors of each stage, in turn")
+    parser.add_argument("--rounds", type=int, default=3, help="timed steps and floors of each stage, in turn")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     device = torch.device(options.device)

@@ -62,10 +62,13 @@ def door(*arguments):
     return Done(status, out.getvalue(), err.getvalue())
 
 
+STARTED: list[subprocess.Popen] = []
+
+
 def shell(*arguments, cwd, **options):
     """Start the program in a process of its own, as from a shell in ``cwd``."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "amc_lightning", *arguments],
         cwd=cwd,
         env=environment,
@@ -74,6 +77,19 @@ def shell(*arguments, cwd, **options):
         text=True,
         **options,
     )
+    STARTED.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left():
+    """End what a failed test leaves running."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def read(folder):
