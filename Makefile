@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow gpu lint format type smoke bench build clean
+.PHONY: help setup demo test slow goldens gpu lint format type smoke bench build clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ test: setup ## the default tests, minutes
 
 slow: setup ## the tests that the default run leaves out
 	$(BIN)/python -m pytest -m 'slow and not gpu'
+
+goldens: setup ## write the resolved configurations anew; read the diff
+	env -u AMC_DATA $(BIN)/python -m tests.test_goldens
 
 gpu: setup ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
