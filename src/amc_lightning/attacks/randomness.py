@@ -17,20 +17,27 @@ def isolated_randomness(seed: int, device: torch.device) -> Iterator[None]:
 
     Args:
         seed: seeds all of them inside, in [0, 2**32).
-        device: device of the model; its generator is covered too where it is a CUDA device.
+        device: device of the model; its generator is covered too where it is a CUDA device. Others are left alone.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        # Not torch.manual_seed: it reseeds every CUDA device, and only this one is put back.
-        torch.default_generator.manual_seed(seed)
-        for cuda in devices:
-            with torch.cuda.device(cuda):
-                torch.cuda.manual_seed(seed)
+    generators = [torch.default_generator, *_generators(device)]
+    states = [generator.get_state() for generator in generators]
+    try:
+        # Not torch.manual_seed: it reseeds every device, and only this one is put back.
+        for generator in generators:
+            generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def _generators(device: torch.device) -> list[torch.Generator]:
+    if device.type != "cuda":
+        return []
+    current = torch.cuda.current_device()  # also fills the tuple of generators, where CUDA has not been used yet
+    return [torch.cuda.default_generators[current if device.index is None else device.index]]
