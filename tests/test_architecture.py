@@ -22,9 +22,10 @@ MAY_IMPORT = {
     "__main__": {"config", "errors", "explain", "run"},
     "errors": set(),
     "seeding": set(),
-    "schema": set(),
+    "schema": {"places"},
     "ranges": {"errors"},
-    "attacks": FOUNDATION | {"ranges"},
+    "places": set(),
+    "attacks": FOUNDATION | {"places", "ranges"},
     "data": FOUNDATION,
     "models": FOUNDATION,
     "metrics": FOUNDATION,
@@ -55,6 +56,7 @@ ONLY_IN = {
     "hydra": {"__main__", "config", "schema", "checks", "explain"},
     "omegaconf": {"__main__", "config", "schema", "checks", "explain"},
     "torchattacks": {"attacks"},
+    "pyautoattack": {"attacks"},
     "wandb": {"tracking"},
     "kornia": {"data"},
     "pooch": {"data"},
@@ -203,9 +205,9 @@ def test_pytest_is_set_up_to_be_strict():
     assert settings["filterwarnings"][0] == "error"
     assert all(entry.startswith("ignore:") and len(entry) > 20 for entry in settings["filterwarnings"][1:])
     assert settings["xfail_strict"] is True
-    for option in ("--strict-markers", "--strict-config", "--doctest-modules", "not slow and not gpu"):
+    for option in ("--strict-markers", "--strict-config", "--doctest-modules", "not slow and not gpu and not parity"):
         assert option in settings["addopts"]
-    assert {marker.partition(":")[0] for marker in settings["markers"]} == {"slow", "gpu", "shared_data"}
+    assert {marker.partition(":")[0] for marker in settings["markers"]} == {"slow", "gpu", "parity", "shared_data"}
     assert settings["timeout"] <= 600
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from amc_lightning.attacks import GuardedAttack, guarded
+from amc_lightning.attacks import GuardedAttack, opened, share_clean
 from amc_lightning.seeding import generator
 
 
@@ -120,7 +120,8 @@ class Mixer:
     (seed, step, attack) only, so any step can be crafted again.
 
     Args:
-        attacks: the attacks of the order up to the stage's own, in cascade order.
+        attacks: the attacks of the order up to the stage's own, in cascade order; the first one's execution serves
+            all, since they share one view of the model.
         shares: one share per attack, summing to exactly 1.
         seed: the stage's seed.
         label: whose label an attack moves away from: the true one, or the crafting model's own prediction (CleverHans'
@@ -138,7 +139,7 @@ class Mixer:
         self.attacks = tuple(attacks)
         self.shares = tuple(shares)
         self.seed = seed
-        self.label = label
+        self.label: Literal["true", "predicted"] = label
         self.carry = [Fraction(0)] * len(self.attacks)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, step: int) -> MixedBatch:
@@ -157,21 +158,20 @@ class Mixer:
         order = torch.randperm(len(x), generator=generator(self.seed, step, "mixer"))
         x_adv = torch.empty_like(x)
         source = torch.empty_like(y)
-        with guarded(model):
-            aim = y
-            if self.label == "predicted" and any(attack.uses_labels for attack in self.attacks):
-                with torch.no_grad():
-                    aim = model(x).argmax(dim=1)
-            for index, (attack, rows) in enumerate(zip(self.attacks, torch.split(order, sizes), strict=True)):
-                if len(rows) == 0:
-                    continue
+        parts = [
+            (index, attack, rows.to(x.device))
+            for index, (attack, rows) in enumerate(zip(self.attacks, torch.split(order, sizes), strict=True))
+            if len(rows) > 0
+        ]
+        with opened(model, x, y, self.attacks[0].execution) as view:
+            # One pass at the clean images for the whole batch: labels, FGSM's gradient, EAP's first, VAP's answers.
+            starts = share_clean(view, x, y, [(attack, rows) for _, attack, rows in parts], label=self.label)
+            for (index, attack, rows), (aim, start) in zip(parts, starts, strict=True):
                 rng = generator(self.seed, step, attack.name)
                 noise = attack.draw_noise(tuple(x.shape), rng)
-                cut = rows.to(x.device)
-                x_adv[cut] = attack(
-                    model, x[cut], aim[cut], noise=None if noise is None else noise[rows].to(x), generator=rng
-                )
-                source[cut] = index
+                cut = None if noise is None else noise[rows.to(noise.device)].to(x)
+                x_adv[rows] = attack(view, x[rows], aim, noise=cut, generator=rng, start=start)
+                source[rows] = index
         return MixedBatch(x=x_adv, y=y, source=source)
 
     def state_dict(self) -> dict[str, list[list[int]]]:

@@ -1,15 +1,14 @@
 """The typed schema of a run: every setting, its type and its default where the YAML has none."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-_PACKAGED = Path(__file__).parent / "conf"
-CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
-"""Where the YAML lives: inside an installed wheel, or at the top of a checkout."""
+from amc_lightning.places import CONF_DIR
+
+__all__ = ["CONF_DIR", "Config", "register"]
 
 
 @dataclass
@@ -63,6 +62,7 @@ class TrainerConfig:
     accelerator: str = "auto"
     precision: str = "32-true"
     threads: int | None = None
+    crafting: str = "auto"
     progress: str = "auto"
 
 

@@ -42,7 +42,7 @@ def test_an_attack_can_be_pickled() -> None:
             "pgm",
             {"epsilon": 0.1},
             "attack_params.white_box.pgm.epsilon: 0.1 is set, but PGM has no epsilon; "
-            "known: eps, eps_iter, keep_best, nb_iter, rand_init. Remove it.",
+            "known: compact, eps, eps_iter, keep_best, nb_iter, rand_init, restarts. Remove it.",
         ),
         ("torchattacks_pgd", {"alpha": 0.1}, "torchattacks_pgd.alpha: 0.1 is set, but PGD has no alpha; known: eps,"),
         (
@@ -71,7 +71,7 @@ def test_an_attack_can_be_pickled() -> None:
         ("pgm", {"keep_best": "yes"}, "pgm.keep_best: 'yes' is out of range; allowed: true, false"),
         ("vap", {"xi": 0.0}, "vap.xi: 0.0 is out of range; allowed: a finite number > 0"),
         ("vap", {"num_iters": 0}, "vap.num_iters: 0 is out of range"),
-        ("vap", {"method": "guess"}, "vap.method: 'guess' is out of range; allowed: exact, finite"),
+        ("vap", {"method": "guess"}, "vap.method: 'guess' is out of range; allowed: exact, logit, finite"),
         ("eap", {"beta": -1e-3}, "eap.beta: -0.001 is out of range"),
         ("eap", {"learning_rate": 0}, "eap.learning_rate: 0 is out of range"),
         ("eap", {"initial_const": 0}, "eap.initial_const: 0 is out of range"),
@@ -95,7 +95,7 @@ def test_wrong_parameters(name: str, params: dict[str, object], message: str) ->
         ({"_target_": "PGD"}, "attacks.pgm._target_: 'PGD' cannot be imported"),
         ({"_target_": None}, "attacks.pgm._target_: None cannot be imported"),
         ({"_target_": "torch.nn.Linear"}, "attacks.pgm._target_: 'torch.nn.Linear' is not an attack class; allowed:"),
-        ({"norm": "l3"}, "attacks.pgm.norm: 'l3' is not a norm; known: linf, l2, l1, null (unbounded search)"),
+        ({"norm": "l3"}, "attacks.pgm.norm: 'l3' is not a norm; known: linf, l2, l1, param (the one in params), null"),
         ({"uses_labels": "no"}, "attacks.pgm.uses_labels: 'no' is not a switch; allowed: true, false"),
         ({"parms": {}}, "attacks.pgm: 'parms' is not a setting of an attack; known: _target_, norm,"),
     ],

@@ -9,7 +9,7 @@ import torchattacks
 from torch import Tensor, nn
 from torch.nn import functional
 
-from amc_lightning.attacks import PGM, VAP, GuardedAttack
+from amc_lightning.attacks import FGSM, PGM, VAP, GuardedAttack
 
 Batch = Callable[[int], tuple[Tensor, Tensor]]
 
@@ -41,7 +41,7 @@ def guarded_attack(attack_class: type, norm: str, **arguments: object) -> Guarde
 @pytest.mark.parametrize(
     ("attack_class", "arguments"),
     [
-        (torchattacks.FGSM, {}),
+        (FGSM, {}),
         (PGM, {"eps_iter": 0.05, "nb_iter": 4, "rand_init": False}),
         (PGM, {"eps_iter": None, "nb_iter": 40, "rand_init": True}),
         (PGM, {"eps_iter": 0.3, "nb_iter": 2, "rand_init": True, "keep_best": True}),
@@ -222,7 +222,7 @@ class Rounded(nn.Module):
 
 
 class Saturated(nn.Module):
-    """Answers so surely that float32 holds no other probability."""
+    """Answers so surely that float32, and float64 too, holds no other probability."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -243,21 +243,69 @@ class HalfFlat(nn.Module):
         return self.inner(x) * (x.flatten(1).mean(dim=1, keepdim=True) > 0.5)
 
 
-@pytest.mark.parametrize("method", ["exact", "finite"])
-@pytest.mark.parametrize("model_class", [Rounded, Saturated])
-def test_vap_returns_the_clean_image_where_there_is_no_curvature(model_class: type[nn.Module], method: str) -> None:
+@pytest.mark.parametrize("method", ["exact", "logit", "finite"])
+def test_vap_returns_the_clean_image_where_there_is_no_curvature(method: str) -> None:
     x = images(4)
     attack = guarded_attack(VAP, "l2", eps=1.0, num_iters=2, xi=1e-3, method=method)
-    assert torch.equal(attack(model_class(), x, torch.zeros(4).long()), x)
+    crafted = attack.craft(Rounded(), x, torch.zeros(4).long())
+    assert torch.equal(crafted.x_adv, x)
+    assert crafted.zero_gradient.all()
 
 
-@pytest.mark.parametrize("method", ["exact", "finite"])
-def test_vap_zero_rows_do_not_touch_the_others(method: str) -> None:
+@pytest.mark.parametrize("method", ["exact", "logit"])
+def test_vap_finds_the_direction_of_a_softmax_that_is_saturated(method: str) -> None:
+    """Between one class that is certain and the next, the curvature lies along the difference of their weights."""
+    model, x = Saturated(), images(4)
+    attack = guarded_attack(VAP, "l2", eps=0.01, num_iters=1, method=method)
+    delta = attack(model, 0.3 + 0.4 * x, torch.zeros(4).long()) - (0.3 + 0.4 * x)
+    top = model(0.3 + 0.4 * x).topk(2).indices
+    weight = model.inner[1].weight.detach()
+    assert (cosine(delta, weight[top[:, 0]] - weight[top[:, 1]]) > 0.999).all()
+
+
+@pytest.mark.parametrize("method", ["exact", "logit", "finite"])
+def test_vap_zero_rows_do_not_touch_the_others_and_are_counted(method: str) -> None:
     x = images(4) * torch.tensor([0.2, 1.0, 0.2, 1.0]).view(-1, 1, 1, 1)
     x[1::2] = 0.5 + 0.5 * x[1::2]
-    delta = guarded_attack(VAP, "l2", eps=0.1, num_iters=2, xi=1e-3, method=method)(HalfFlat(), x, torch.zeros(4)) - x
+    attack = guarded_attack(VAP, "l2", eps=0.1, num_iters=2, xi=1e-3, method=method)
+    crafted = attack.craft(HalfFlat(), x, torch.zeros(4).long())
+    delta = crafted.x_adv - x
     assert (delta[::2] == 0).all()
     assert (delta[1::2].flatten(1).norm(dim=1) > 0.05).all()
+    assert crafted.zero_gradient.tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("attack_class", [FGSM, PGM])
+def test_a_saturated_softmax_does_not_hide_the_gradient(attack_class: type, net: nn.Module, batch: Batch) -> None:
+    """In float32 the cross-entropy of a sure answer has no gradient: torchattacks returns such images unmoved."""
+    x, _ = batch(8)
+    net.eval()
+    y = net(x).argmax(dim=1)
+    arguments = {"eps": 0.2} if attack_class is FGSM else {"eps": 0.2, "eps_iter": 0.05, "nb_iter": 4}
+    with scaled_head(net, 1e3):
+        naive = torchattacks.FGSM(net, eps=0.2)(x, y)
+        assert ((naive - x).flatten(1).abs().amax(dim=1) == 0).any(), "the trap is not sprung"
+        attack = guarded_attack(attack_class, "linf", **arguments)
+        crafted = attack.craft(net, x, y)
+        assert (crafted.distances["linf"] > 0.19).all()
+        assert not crafted.zero_gradient.any()
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_fgsm_and_pgm_take_the_sign_of_the_float64_gradient(net: nn.Module, batch: Batch, sign: float) -> None:
+    x, y = batch(8)
+    net.eval()
+    with scaled_head(net, sign):
+        ours = FGSM(net, eps=0.1)(x, y)
+        one_step = PGM(net, eps=0.1, eps_iter=0.1, nb_iter=1, rand_init=False)(x, y)
+        theirs = torchattacks.FGSM(net, eps=0.1)(x, y)
+        point = x.double().requires_grad_()
+        (gradient,) = torch.autograd.grad(functional.cross_entropy(net.double()(point), y), point)
+    clear = gradient.abs() > 1e-6 * gradient.abs().amax(dim=(1, 2, 3), keepdim=True)
+    assert clear.float().mean() > 0.5
+    exact = (x + 0.1 * gradient.sign().float()).clamp(0, 1)
+    for x_adv in (ours, one_step, theirs):
+        assert torch.equal(x_adv[clear], exact[clear])
 
 
 def test_a_broken_model_is_reported_not_hidden() -> None:

@@ -1,24 +1,51 @@
 """One attack with its parameters, as the method uses it: images in, adversarial images out, nothing else changed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from amc_lightning.attacks.base import Attack, TakesNoise, full_precision
-from amc_lightning.attacks.guard import guarded
+from amc_lightning.attacks.base import Attack, CleanNeed, Start, StartsClean, TakesNoise
 from amc_lightning.attacks.randomness import isolated_randomness
+from amc_lightning.attacks.view import PLAIN, Execution, ModelView, opened
 from amc_lightning.errors import NotFiniteError
 
 Norm = Literal["linf", "l2", "l1"]
 Label = Literal["true", "predicted"]
+ORDERS: Mapping[Norm, float] = {"linf": torch.inf, "l2": 2.0, "l1": 1.0}
+
+
+@dataclass(frozen=True)
+class Crafted:
+    """Adversarial images and what is known of them.
+
+    Attributes:
+        x_adv: (B, C, H, W), like the images, in [0, 1].
+        predicted: the model's answers to them in its own precision, (B,) int64.
+        fooled: whether they differ from the given labels, (B,) bool.
+        distances: by norm (``linf``, ``l2``, ``l1``), size of each row's perturbation in pixel units of [0, 1],
+            (B,) float64.
+        gradient_passes: gradient passes the attack made, mean per row.
+        forward_passes: passes without gradient it made besides, mean per row.
+        zero_gradient: rows whose first gradient was exactly zero, (B,) bool: such a row was not attacked, and is no
+            evidence of robustness. None for a class that does not say.
+    """
+
+    x_adv: Tensor
+    predicted: Tensor
+    fooled: Tensor
+    distances: Mapping[Norm, Tensor]
+    gradient_passes: float
+    forward_passes: float
+    zero_gradient: Tensor | None
 
 
 @dataclass(frozen=True)
 class GuardedAttack:
-    """A `torchattacks` attack class and its arguments behind the guard; made by ``build``.
+    """A `torchattacks` attack class and its arguments behind the guard; made by ``load`` or ``build``.
 
     The attack object is made anew in every call: it keeps the device its model had when it was made.
 
@@ -31,6 +58,9 @@ class GuardedAttack:
         eps: radius of the budget in pixel units of [0, 1]; None for an unbounded search.
         uses_labels: whether the attack looks at labels at all.
         label: whose labels: ``true`` those given, ``predicted`` the model's own answers on the clean images.
+        execution: how passes through the model are made.
+        seed: seeds the noise of a call that gets neither noise nor generator; every such call draws the same.
+        generator: a CPU generator used by calls that get none; it goes on from call to call.
     """
 
     name: str
@@ -41,15 +71,19 @@ class GuardedAttack:
     eps: float | None
     uses_labels: bool
     label: Label = "true"
+    execution: Execution = PLAIN
+    seed: int = 0
+    generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
     def __call__(
         self,
         model: nn.Module,
         x: Tensor,
-        y: Tensor,
+        y: Tensor | None = None,
         *,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        start: Start | None = None,
     ) -> Tensor:
         """Craft adversarial images on ``model``, which comes back bit for bit as it was.
 
@@ -57,43 +91,111 @@ class GuardedAttack:
         the global random states are neither used nor moved.
 
         Args:
-            model: returns logits, (B, K) of any float type; on the device of ``x``.
-            x: images, (B, C, H, W) float32 in [0, 1].
-            y: class indices, (B,) int64; ignored where the attack or ``label`` does not ask for them.
-            noise: rows of ``draw_noise``, (B, C, H, W); drawn from ``generator`` if left out.
-            generator: a CPU generator; without noise and generator, one seeded with 0 is used.
+            model: returns logits, (B, K) of any float type, K >= 2; on the device of ``x``. Several attacks on one
+                batch may share a view (``opened``).
+            x: images, (B, C, H, W) float32 (or float64) in [0, 1].
+            y: class indices, (B,) int64; not needed where the attack or ``label`` does not ask for them.
+            noise: rows of ``draw_noise``; drawn from ``generator`` if left out.
+            generator: a CPU generator; if left out the attack's own, else one seeded with its seed.
+            start: what a pass at ``x`` told, as ``share_clean`` gives it; ``y`` are then the labels to move away from.
 
         Returns:
             x_adv, like ``x``, in [0, 1], without gradient.
 
         Raises:
             NotFiniteError: if the result is not finite.
+            UserError: if images, labels or the model's answers have a wrong shape, dtype or range.
             ValueError: if noise is given that does not fit.
         """
-        if x.shape[0] == 0:
-            with torch.inference_mode(False):
-                return x.detach().clone()
-        if generator is None:
-            generator = torch.Generator().manual_seed(0)
-        if noise is None:
-            noise = self.draw_noise(x.shape, generator)
-        elif not issubclass(self.attack_class, TakesNoise) or noise.shape != x.shape:
-            raise ValueError(f"attack {self.name}: noise of shape {tuple(noise.shape)} for images {tuple(x.shape)}")
+        with opened(model, x, y, self.execution) as view:
+            return self._craft(view, x, y, noise, generator, start)[0]
+
+    def craft(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Crafted:
+        """Craft as ``__call__`` does, and say what came of it; costs one forward pass more.
+
+        Args:
+            model: as in ``__call__``.
+            x: as in ``__call__``.
+            y: true class indices, (B,) int64.
+            noise: as in ``__call__``.
+            generator: as in ``__call__``.
+        """
+        with opened(model, x, y, self.execution) as view:
+            before = view.gradient_rows, view.forward_rows
+            x_adv, zero_gradient = self._craft(view, x, y, noise, generator, None)
+            rows = max(1, len(x))
+            gradient_passes = (view.gradient_rows - before[0]) / rows
+            forward_passes = (view.forward_rows - before[1]) / rows
+            with torch.no_grad():
+                predicted = view.judge(x_adv).argmax(dim=1)
+        delta = (x_adv.double() - x.detach().double()).flatten(1)
+        distances = {norm: torch.linalg.vector_norm(delta, order, dim=1) for norm, order in ORDERS.items()}
+        fooled = predicted != y.to(x.device)
+        return Crafted(x_adv, predicted, fooled, distances, gradient_passes, forward_passes, zero_gradient)
+
+    def _craft(
+        self,
+        view: ModelView,
+        x: Tensor,
+        y: Tensor | None,
+        noise: Tensor | None,
+        generator: torch.Generator | None,
+        start: Start | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        if y is None and self.uses_labels and self.label == "true":
+            raise ValueError(f"attack {self.name} needs labels: give y, or load it with label='predicted'")
+        if len(x) == 0:
+            return x.detach().clone(), None
+        generator = generator or self.generator or torch.Generator().manual_seed(self.seed)
+        noise = self._fitting_noise(x, noise, generator)
         seed = int(torch.randint(2**31, (1,), generator=generator))
-        with guarded(model), isolated_randomness(seed, x.device):
-            images, labels = x.detach().clone(), y.to(x.device, copy=True)
-            view = _LogitsView(model, images)
-            if self.uses_labels and self.label == "predicted":
-                with torch.no_grad():
-                    labels = view(images).argmax(dim=1)
+        own = getattr(self.attack_class, "draws_nothing", False)
+        with nullcontext() if own else isolated_randomness(seed, x.device):
+            images = x.detach().to(view.crafting_dtype if x.dtype == torch.float32 else x.dtype, copy=True)
+            labels = None if y is None else y.to(x.device, copy=True)
+            if start is None:
+                labels, start = self._begin(view, images, labels)
+            keywords: dict[str, object] = {} if noise is None else {"noise": noise.to(images, copy=True)}
+            if start is not None and self.clean_need != "nothing":
+                keywords["start"] = start.to(images.dtype)
             attack = self.attack_class(view, **self.arguments)
-            keywords = {} if noise is None else {"noise": noise.to(x, copy=True)}
             x_adv = attack(images, labels, **keywords).detach().to(x.dtype)
-            if not x_adv.isfinite().all():
-                raise NotFiniteError(
-                    f"attack {self.name} returned values that are not finite; look at the model's weights"
-                )
-            return x_adv.clamp_(0.0, 1.0)
+        if not view.verify(x_adv, self.name):
+            raise NotFiniteError(f"attack {self.name} returned values that are not finite; look at the model's weights")
+        return x_adv.clamp_(0.0, 1.0), getattr(attack, "zero_gradient", None)
+
+    def _begin(self, view: ModelView, images: Tensor, labels: Tensor | None) -> tuple[Tensor | None, Start | None]:
+        """Make the pass at the clean images if the attack or its labels need one."""
+        if self.label == "predicted" and self.uses_labels:
+            ((aim, start),) = share_clean(view, images, labels, [(self, None)], label="predicted")
+            return aim, start
+        return labels, None
+
+    def _fitting_noise(self, x: Tensor, noise: Tensor | None, generator: torch.Generator) -> Tensor | None:
+        if noise is None:
+            return self.draw_noise(x.shape, generator)
+        wanted = x.shape
+        if issubclass(self.attack_class, TakesNoise):
+            drawn = self.attack_class.draw_noise((1, *x.shape[1:]), torch.Generator(), **self.arguments)
+            wanted = torch.Size() if drawn is None else torch.Size((len(x), *drawn.shape[1:]))
+        if not issubclass(self.attack_class, TakesNoise) or noise.shape != wanted:
+            raise ValueError(f"attack {self.name}: noise of shape {tuple(noise.shape)} for images {tuple(x.shape)}")
+        return noise
+
+    @property
+    def clean_need(self) -> CleanNeed:
+        """What the attack needs of the clean images, and may share."""
+        if not issubclass(self.attack_class, StartsClean):
+            return "nothing"
+        return self.attack_class.clean_need(**self.arguments)
 
     @property
     def max_passes(self) -> int | None:
@@ -109,29 +211,72 @@ class GuardedAttack:
             generator: a CPU generator.
 
         Returns:
-            (B, C, H, W) float32 on the CPU; None for an attack that takes no noise.
+            (B, ..., C, H, W) float32 on the CPU; None for an attack that takes no noise.
         """
         if not issubclass(self.attack_class, TakesNoise):
             return None
         return self.attack_class.draw_noise(shape, generator, **self.arguments)
 
 
-class _LogitsView(nn.Module):
-    """What an attack sees of a model: its logits, on the images' device, and no switch to turn.
+def share_clean(
+    view: ModelView,
+    x: Tensor,
+    y: Tensor | None,
+    parts: Sequence[tuple[GuardedAttack, Tensor | None]],
+    *,
+    label: Label,
+) -> list[tuple[Tensor | None, Start | None]]:
+    """Pass every row of a batch at most once through the model at its clean images, for all attacks of the batch.
 
-    `torchattacks` calls ``eval`` and ``train`` on what it is given and takes its device from the first parameter.
+    The pass gives each part what it needs: predicted labels, clean logits, the gradient of its own direction there.
+    Rows that need a gradient go together, rows that need logits only go together, the rest is not passed.
+
+    Args:
+        view: an open view on the model.
+        x: images, (B, C, H, W).
+        y: class indices, (B,) int64.
+        parts: attacks and the rows each gets, (n,) int64; None for all rows.
+        label: ``predicted`` replaces labels by the model's own answers.
+
+    Returns:
+        For each part the labels to move away from, (n,), and its start, for ``GuardedAttack.__call__``; None for a
+        part that needs none.
     """
-
-    def __init__(self, model: nn.Module, images: Tensor) -> None:
-        super().__init__()
-        self.anchor = nn.Parameter(images.new_empty(0), requires_grad=False)
-        self.model = model
-        self.training = False
-
-    def train(self, mode: bool = True) -> "_LogitsView":
-        """Leave every mode alone: the guard has set them."""
-        return self
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the model's logits in at least float32."""
-        return full_precision(self.model(images))
+    needs: list[CleanNeed] = [attack.clean_need for attack, _ in parts]
+    for index, (attack, _) in enumerate(parts):
+        if needs[index] == "nothing" and label == "predicted" and attack.uses_labels:
+            needs[index] = "logits"
+    found: list[tuple[Tensor | None, Start | None]] = [
+        (y if y is None or rows is None else y[rows], None) for _, rows in parts
+    ]
+    for need in ("gradient", "logits"):
+        chosen = [index for index in range(len(parts)) if needs[index] == need]
+        if not chosen:
+            continue
+        images = [x if rows is None else x[rows] for _, rows in (parts[index] for index in chosen)]
+        sizes = [len(part) for part in images]
+        batch = images[0] if len(images) == 1 else torch.cat(images)
+        source = None
+        if need == "gradient":
+            batch = batch.detach().requires_grad_()
+            source = view.gradient_logits(batch)
+        if source is not None and view.gradients_are_exact:
+            logits = source.detach()
+        else:
+            with torch.no_grad():
+                logits = view(batch)
+        directions = []
+        for index, part in zip(chosen, torch.split(logits, sizes), strict=True):
+            attack, labels = parts[index][0], found[index][0]
+            if label == "predicted" and attack.uses_labels:
+                labels = part.argmax(dim=1)
+            found[index] = labels, Start(part)
+            if need == "gradient":
+                directs = cast(type[StartsClean], attack.attack_class).clean_direction
+                directions.append(directs(part, cast(Tensor, labels), **attack.arguments))
+        if source is not None:
+            (gradient,) = torch.autograd.grad(source, batch, torch.cat(directions).to(source))
+            for index, part in zip(chosen, torch.split(gradient, sizes), strict=True):
+                labels, start = found[index]
+                found[index] = labels, Start(cast(Start, start).logits, part)
+    return found

@@ -1,7 +1,12 @@
-"""The base class of every attack, with types, and the protocol of those that start from noise."""
+"""The base class of every attack, with types, and what an attack class may offer beyond it.
+
+Everything here is optional: any subclass of `torchattacks.attack.Attack` works. A class that says more is treated
+better: noise given from outside makes a row's result its own, a clean pass can be shared, work can be foretold.
+"""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +23,7 @@ if TYPE_CHECKING:
         def __init__(self, *arguments: object, **keywords: object) -> None:
             """Take a name and the model here; in subclasses the model and their parameters."""
 
-        def __call__(self, inputs: Tensor, labels: Tensor | None = None, **keywords: Tensor) -> Tensor:
+        def __call__(self, inputs: Tensor, labels: Tensor | None = None, **keywords: object) -> Tensor:
             """Put the model in eval mode, call ``forward``, put it back in train mode if it was."""
             raise NotImplementedError
 
@@ -28,7 +33,20 @@ if TYPE_CHECKING:
 else:
     from torchattacks.attack import Attack
 
-__all__ = ["Attack", "TakesNoise", "full_precision"]
+__all__ = [
+    "Attack",
+    "CleanNeed",
+    "Start",
+    "StartsClean",
+    "TakesNoise",
+    "cross_entropy_direction",
+    "full_precision",
+    "gradient_logits",
+    "rows_like",
+]
+
+
+CleanNeed = Literal["nothing", "logits", "gradient"]
 
 
 @runtime_checkable
@@ -45,11 +63,90 @@ class TakesNoise(Protocol):
             **arguments: the attack's own keywords, as bound for its constructor.
 
         Returns:
-            (B, C, H, W) float32, in units that do not depend on eps; None where these arguments need no noise.
+            (B, ..., C, H, W) float32, in units that do not depend on eps, to be cut along the first axis; None where
+            these arguments need no noise.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """What one pass at the clean images told, so that no attack that starts there makes it again.
+
+    Attributes:
+        logits: the model's at the clean images, (B, K), in at least float32, without graph.
+        gradient: by the images, of the attack's own direction in logit space there, (B, C, H, W); None if that was
+            not asked for.
+    """
+
+    logits: Tensor
+    gradient: Tensor | None = None
+
+    def to(self, dtype: torch.dtype) -> "Start":
+        """Return the same in another float type."""
+        return Start(self.logits.to(dtype), None if self.gradient is None else self.gradient.to(dtype))
+
+
+@runtime_checkable
+class StartsClean(Protocol):
+    """An attack class that can use a pass at the clean images, given to its ``forward`` as ``start``."""
+
+    @staticmethod
+    def clean_need(**arguments: object) -> CleanNeed:
+        """Return what the attack needs of the clean images, with these constructor arguments."""
+        ...
+
+    @staticmethod
+    def clean_direction(logits: Tensor, labels: Tensor, **arguments: object) -> Tensor:
+        """Return the vector in logit space, (B, K), whose pull-back to the clean images is ``start.gradient``.
+
+        Asked for only where the need is a gradient.
+        """
+        ...
+
+
+def gradient_logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Return logits to be differentiated, in at least float32.
+
+    They may come from a faster copy of the model, or one in bfloat16; what is decided (fooled or not, a label, a
+    distance) is never decided on them but on ``model(images)``.
+    """
+    faster = getattr(model, "gradient_logits", None)
+    return full_precision(model(images) if faster is None else faster(images))
 
 
 def full_precision(logits: Tensor) -> Tensor:
     """Return half-precision logits as float32; margins and losses lose all meaning in 8 to 11 bits."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def cross_entropy_direction(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the gradient of the cross-entropy by the logits, up to a positive factor per row, at any confidence.
+
+    With q the softmax over the classes other than the label, the gradient p - onehot(y) is (1 - p_y) (q - onehot(y)).
+    Leaving out the factor changes no sign and no normalised direction, but where p_y rounds to 1 it is what keeps the
+    gradient from being all zero: a confident model would otherwise look robust.
+
+    Args:
+        logits: (B, K), K >= 2, in at least float32.
+        labels: class indices, (B,) int64.
+
+    Returns:
+        (B, K); rows sum to 0, the label's entry is -1.
+
+    Reference:
+        The masking of gradients by a saturated softmax: Carlini and Wagner, S&P 2017,
+        https://arxiv.org/abs/1608.04644, section 5.
+
+    Example:
+        >>> cross_entropy_direction(torch.tensor([[90.0, 0.0, 0.0]]), torch.tensor([0]))
+        tensor([[-1.0000,  0.5000,  0.5000]])
+    """
+    column = labels.unsqueeze(1)
+    others = logits.detach().scatter(1, column, -torch.inf).softmax(dim=1)
+    return others.scatter(1, column, -1.0)
+
+
+def rows_like(values: Tensor, images: Tensor) -> Tensor:
+    """View one value per row, (B,), so that it multiplies images (B, C, H, W)."""
+    return values.view(-1, *[1] * (images.dim() - 1))

@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 from pkgutil import resolve_name
 from typing import cast
 
+import torch
+
 from amc_lightning.attacks.attack import GuardedAttack, Label, Norm
 from amc_lightning.attacks.base import Attack
+from amc_lightning.attacks.view import PLAIN, Execution
 from amc_lightning.errors import UserError
 from amc_lightning.ranges import check_budget, check_ranges
 
-NORMS = ("linf", "l2", "l1", None)
+NORMS = ("linf", "l2", "l1", "param", None)
 LABELS = ("true", "predicted")
 SPEC_KEYS = ("_target_", "norm", "uses_labels", "names", "params")
 
@@ -23,6 +26,9 @@ def build(
     label: str = "true",
     image_shape: Sequence[int] | None = None,
     key: str | None = None,
+    execution: Execution = PLAIN,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
 ) -> GuardedAttack:
     """Build one attack from its YAML and overriding parameters, all checked.
 
@@ -34,6 +40,9 @@ def build(
         image_shape: (C, H, W) of the images, to check l2 and l1 radii.
         key: dotted setting the parameters came from, for messages, such as ``attack_params.white_box.pgm``;
             ``attacks.<name>.params`` if left out.
+        execution: how passes through the model are made.
+        seed: seeds the noise of calls that get neither noise nor generator.
+        generator: a CPU generator for such calls, which goes on from call to call.
 
     Returns:
         The attack, ready to be called on any model.
@@ -55,7 +64,8 @@ def build(
     if (completed := getattr(attack_class, "completed", None)) is not None:
         merged = completed(merged)
         arguments = _bind(attack_class, merged, names, key)
-    norm, eps = cast(Norm | None, spec["norm"]), cast(float | None, merged.get("eps"))
+    norm = cast(Norm | None, merged.get("norm") if spec["norm"] == "param" else spec["norm"])
+    eps = cast(float | None, merged.get("eps"))
     if norm is not None and eps is not None:
         check_budget(eps, norm, image_shape, key=f"{key}.eps")
     return GuardedAttack(
@@ -67,6 +77,9 @@ def build(
         eps=eps,
         uses_labels=cast(bool, spec["uses_labels"]),
         label=cast(Label, label),
+        execution=execution,
+        seed=seed,
+        generator=generator,
     )
 
 
@@ -80,7 +93,11 @@ def _check_spec(spec: Mapping[str, object], key: str) -> None:
             raise UserError(key, entry, "is missing", known, do)
     if spec["norm"] not in NORMS:
         raise UserError(
-            f"{key}.norm", spec["norm"], "is not a norm", "known: linf, l2, l1, null (unbounded search)", do
+            f"{key}.norm",
+            spec["norm"],
+            "is not a norm",
+            "known: linf, l2, l1, param (the one in params), null (unbounded search)",
+            do,
         )
     if not isinstance(spec["uses_labels"], bool):
         raise UserError(f"{key}.uses_labels", spec["uses_labels"], "is not a switch", "allowed: true, false", do)

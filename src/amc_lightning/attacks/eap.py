@@ -1,13 +1,13 @@
 """EAP, the elastic-net attack (EAD): the smallest perturbation, in l1 and l2 together, that changes the answer."""
 
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from amc_lightning.attacks.base import Attack, full_precision
+from amc_lightning.attacks.base import Attack, CleanNeed, Start, full_precision, gradient_logits, rows_like
 
 # "Not known yet" for the upper bound of the search, and the limit below which it counts as known: the authors' values.
 NO_UPPER_BOUND, KNOWN_BELOW = 1e10, 1e9
@@ -31,12 +31,21 @@ class EAP(Attack):
         learning_rate: first step size; falls to 0 as sqrt(1 - k / max_iterations).
         confidence: margin by which another class must lead, >= 0.
         decision_rule: what "smallest" means: ``EN`` elastic-net distance, ``L1`` l1 distance.
+        abort_early: end a row's search step when its own loss has not fallen by 0.01 % over a tenth of the iterations.
+
+    Attributes:
+        zero_gradient: rows right at the start whose margin had a gradient of exactly zero there, (B,) bool.
 
     Reference:
         Chen et al., AAAI 2018, https://arxiv.org/abs/1709.04114, algorithm 1 and equation 7. The momentum is the
         paper's k / (k + 3), the authors' program has (k + 1) / (k + 4); threshold, step sizes, search and "repeat the
-        last step with the upper bound from ten steps on" follow their program, as CleverHans does.
+        last step with the upper bound from ten steps on" follow their program, as CleverHans does. Their program
+        aborts by the loss of the whole batch, and forgets the iterate at which it does; here each row is judged by
+        its own loss, after its iterate has been offered.
     """
+
+    draws_nothing = True
+    zero_gradient: Tensor | None = None
 
     def __init__(
         self,
@@ -48,6 +57,7 @@ class EAP(Attack):
         learning_rate: float = 1e-2,
         confidence: float = 0.0,
         decision_rule: Literal["EN", "L1"] = "EN",
+        abort_early: bool = False,
     ) -> None:
         """Keep the parameters; the class says what they mean."""
         super().__init__("EAP", model)
@@ -58,26 +68,48 @@ class EAP(Attack):
         self.learning_rate = learning_rate
         self.confidence = confidence
         self.decision_rule = decision_rule
+        self.abort_early = abort_early
 
     @staticmethod
     def gradient_passes(binary_search_steps: int = 9, max_iterations: int = 1000, **arguments: object) -> int:
         """Return the gradient passes per row at most: the one at the clean image serves every search step."""
         return 1 + binary_search_steps * (max_iterations - 1)
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+    @staticmethod
+    def clean_need(**arguments: object) -> CleanNeed:
+        """Return that it needs the gradient at the clean images."""
+        return "gradient"
+
+    @staticmethod
+    def clean_direction(logits: Tensor, labels: Tensor, confidence: float = 0.0, **arguments: object) -> Tensor:
+        """Return the gradient of max(0, real - other + confidence) by the logits, (B, K)."""
+        column = labels.unsqueeze(1)
+        # -inf, not 0, hides the true class: logits may all be negative.
+        other, index = logits.scatter(1, column, -math.inf).max(dim=1, keepdim=True)
+        active = (logits.gather(1, column) - other + confidence > 0).to(logits)
+        return torch.zeros_like(logits).scatter_(1, column, active).scatter_(1, index, -active)
+
+    def forward(self, images: Tensor, labels: Tensor, start: Start | None = None) -> Tensor:
         """Craft adversarial images.
 
         Args:
             images: (B, C, H, W) float in [0, 1].
             labels: class indices, (B,) int64.
+            start: the pass at ``images``, if it has been made.
 
         Returns:
             x_adv, like ``images``.
         """
         x0, labels = images.detach().to(self.device), labels.to(self.device)
-        gradient0, logits0 = self._hinge_gradient(x0, labels)
-        movable = ~self._is_fooled(logits0, labels)
+        if start is None or start.gradient is None:
+            gradient, logits = self._hinge_gradient(x0, labels)
+            start = Start(logits if self._gradients_are_exact else self._logits(x0), gradient)
+        gradient0 = cast(Tensor, start.gradient)
+        movable = ~self._is_fooled(start.logits, labels)
+        self.zero_gradient = movable & ~(gradient0 != 0).flatten(1).any(dim=1)
         best = _Best(x0)
+        # An answer that is no number must be noticed: no distance is ever smaller than this one.
+        best.x = torch.where(rows_like(start.logits.isnan().any(dim=1), x0), torch.nan, best.x)
         c = torch.full((len(x0),), self.initial_const, dtype=x0.dtype, device=x0.device)
         lower, upper = torch.zeros_like(c), torch.full_like(c, NO_UPPER_BOUND)
         for search_step in range(self.binary_search_steps):
@@ -98,19 +130,41 @@ class EAP(Attack):
 
     def _descend(self, x0: Tensor, first: Tensor, c: Tensor, labels: Tensor) -> "_Best":
         """Run one search step from its first iterate on; return the best wrong iterate of each row."""
-        best = _Best(x0)
+        whole = best = _Best(x0)
+        left = torch.arange(len(x0), device=x0.device)  # rows that have not aborted
         x = y = first  # the first momentum is 0 / 3
-        for k in range(1, self.max_iterations):
-            gradient, logits = self._hinge_gradient(y, labels)
-            if k == 1:
+        plateau = torch.full_like(c, math.inf)
+        logits: Tensor | None = None
+        for k in range(self.max_iterations):
+            if k > 0:
+                gradient, at_y = self._hinge_gradient(y, labels)
+                if logits is None:  # of the first iterate: there y is x
+                    logits = at_y if self._gradients_are_exact else self._logits(x)
+                    self._judge(best, x, x0, logits, labels)
+                    plateau = self._loss(x, x0, c, logits, labels) if self.abort_early else plateau
+                previous = x
+                x = self._shrink(y, x0, c, gradient, self.learning_rate * math.sqrt(1 - k / self.max_iterations))
+                y = torch.add(x, x - previous, alpha=k / (k + 3))
+            if k > 0 or self.max_iterations == 1:
+                logits = self._logits(x)
                 self._judge(best, x, x0, logits, labels)
-            previous = x
-            x = self._shrink(y, x0, c, gradient, self.learning_rate * math.sqrt(1 - k / self.max_iterations))
-            y = torch.add(x, x - previous, alpha=k / (k + 3))
-            self._judge(best, x, x0, self._logits(x), labels)
-        if self.max_iterations == 1:
-            self._judge(best, x, x0, self._logits(x), labels)
-        return best
+            if self.abort_early and logits is not None and k % max(1, self.max_iterations // 10) == 0:
+                loss = self._loss(x, x0, c, logits, labels)
+                kept = (loss <= 0.9999 * plateau).nonzero().squeeze(1)
+                plateau = loss
+                if len(kept) < len(left):
+                    whole.put_(left, best)
+                    if len(kept) == 0:
+                        return whole
+                    left, best = left[kept], best.at(kept)
+                    x, y, x0, c, labels = x[kept], y[kept], x0[kept], c[kept], labels[kept]
+                    plateau, logits = plateau[kept], logits[kept]
+        whole.put_(left, best)
+        return whole
+
+    @property
+    def _gradients_are_exact(self) -> bool:
+        return bool(getattr(self.model, "gradients_are_exact", True))
 
     @torch.no_grad()
     def _logits(self, x: Tensor) -> Tensor:
@@ -118,13 +172,10 @@ class EAP(Attack):
 
     def _hinge_gradient(self, y: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradient of max(0, real - other + confidence) by ``y``, per row, and the logits there."""
-        y = y.detach().requires_grad_()
-        logits = full_precision(self.get_logits(y))
-        column = labels.unsqueeze(1)
-        real = logits.gather(1, column).squeeze(1)
-        # -inf, not 0, hides the true class: logits may all be negative.
-        other = logits.scatter(1, column, -math.inf).amax(dim=1)
-        (gradient,) = torch.autograd.grad(functional.relu(real - other + self.confidence).sum(), y)
+        point = y.detach().requires_grad_()
+        logits = gradient_logits(self.model, point)
+        direction = self.clean_direction(logits.detach(), labels, confidence=self.confidence)
+        (gradient,) = torch.autograd.grad(logits, point, direction)
         return gradient, logits.detach()
 
     def _is_fooled(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -134,15 +185,23 @@ class EAP(Attack):
     def _shrink(self, y: Tensor, x0: Tensor, c: Tensor, gradient: Tensor, step_size: float) -> Tensor:
         """Take a gradient step from ``y`` on the smooth part, shrink it towards ``x0`` by beta, clip to the box."""
         offset = torch.mul(y - x0, 1 - 2 * step_size)
-        offset = offset.addcmul_(c.view(-1, 1, 1, 1), gradient, value=-step_size)
+        offset = offset.addcmul_(rows_like(c, y), gradient, value=-step_size)
         return functional.softshrink(offset, self.beta).add_(x0).clamp_(0.0, 1.0)
 
-    def _judge(self, best: "_Best", x: Tensor, x0: Tensor, logits: Tensor, labels: Tensor) -> None:
+    def _distance(self, x: Tensor, x0: Tensor, rule: str) -> Tensor:
         delta = (x - x0).flatten(1)
         distance = delta.abs().sum(dim=1)
-        if self.decision_rule == "EN":
-            distance = self.beta * distance + delta.square().sum(dim=1)
+        return distance if rule == "L1" else self.beta * distance + delta.square().sum(dim=1)
+
+    def _judge(self, best: "_Best", x: Tensor, x0: Tensor, logits: Tensor, labels: Tensor) -> None:
+        distance = self._distance(x, x0, self.decision_rule)
         best.offer(x, torch.where(self._is_fooled(logits, labels), distance, math.inf))
+
+    def _loss(self, x: Tensor, x0: Tensor, c: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        column = labels.unsqueeze(1)
+        other = logits.scatter(1, column, -math.inf).amax(dim=1)
+        margin = logits.gather(1, column).squeeze(1) - other
+        return c * functional.relu(margin + self.confidence) + self._distance(x, x0, "EN")
 
 
 class _Best:
@@ -154,10 +213,19 @@ class _Best:
 
     def offer(self, x: Tensor, distance: Tensor) -> None:
         nearer = distance < self.distance
-        self.x = torch.where(nearer.view(-1, 1, 1, 1), x, self.x)
+        self.x = torch.where(rows_like(nearer, x), x, self.x)
         self.distance = torch.where(nearer, distance, self.distance)
 
     def merge_(self, rows: Tensor, other: "_Best") -> None:
         nearer = other.distance < self.distance[rows]
-        self.x[rows] = torch.where(nearer.view(-1, 1, 1, 1), other.x, self.x[rows])
+        self.x[rows] = torch.where(rows_like(nearer, other.x), other.x, self.x[rows])
         self.distance[rows] = torch.where(nearer, other.distance, self.distance[rows])
+
+    def at(self, rows: Tensor) -> "_Best":
+        part = _Best.__new__(_Best)
+        part.x, part.distance = self.x[rows], self.distance[rows]
+        return part
+
+    def put_(self, rows: Tensor, part: "_Best") -> None:
+        if part is not self:
+            self.x[rows], self.distance[rows] = part.x, part.distance

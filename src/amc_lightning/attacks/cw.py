@@ -1,0 +1,249 @@
+"""CW, the attack of Carlini and Wagner: the smallest l2 perturbation that changes the answer."""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from amc_lightning.attacks.base import Attack, CleanNeed, Start, full_precision, rows_like
+
+# "Not known yet" for the upper bound of the search, and the limit below which it counts as known: the authors' values.
+NO_UPPER_BOUND, KNOWN_BELOW = 1e10, 1e9
+# Keeps tanh space finite at pixels 0 and 1: the authors' value.
+INSIDE = 0.999999
+BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
+
+
+class CW(Attack):
+    """Search the least l2 distance of an image that the model gets wrong, by Adam in tanh space.
+
+    Minimises ``c * max(0, real - other + confidence) + ||x_adv - x||_2^2`` from the clean image in every search step,
+    with a search over c, and an early abort, for each row alone. The nearest wrong image over all iterates is
+    returned; the clean one where none is wrong, and for rows wrong from the start. Labels are required.
+
+    Args:
+        model: returns logits.
+        confidence: margin by which another class must lead, >= 0.
+        learning_rate: Adam's, > 0.
+        binary_search_steps: search steps over c, >= 1.
+        max_iterations: Adam iterations a search step, >= 1.
+        abort_early: let a row leave a search step when its loss has not fallen by 0.01 % over a tenth of it.
+        initial_const: first c; multiplied by 10 until a row is fooled, then bisected.
+
+    Attributes:
+        zero_gradient: rows right at the start whose margin had a gradient of exactly zero there in the last call, (B,)
+            bool; they come back clean.
+
+    Reference:
+        Carlini and Wagner, S&P 2017, https://arxiv.org/abs/1608.04644, sections V and VI; names, defaults, abort rule
+        and "repeat the last step with the upper bound from ten steps on" are CleverHans' ``CarliniWagnerL2``, whose
+        abort goes by the loss of the whole batch. `torchattacks.CW` has no search over c, hides the true class with 0
+        (wrong for negative logits) and adds the confidence to columns (wrong in a batch).
+    """
+
+    draws_nothing = True
+    zero_gradient: Tensor | None = None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        confidence: float = 0.0,
+        learning_rate: float = 5e-3,
+        binary_search_steps: int = 5,
+        max_iterations: int = 1000,
+        abort_early: bool = True,
+        initial_const: float = 1e-2,
+    ) -> None:
+        """Keep the parameters; the class says what they mean."""
+        super().__init__("CW", model)
+        self.confidence = confidence
+        self.learning_rate = learning_rate
+        self.binary_search_steps = binary_search_steps
+        self.max_iterations = max_iterations
+        self.abort_early = abort_early
+        self.initial_const = initial_const
+
+    @staticmethod
+    def gradient_passes(binary_search_steps: int = 5, max_iterations: int = 1000, **arguments: object) -> int:
+        """Return the gradient passes per row at most: the one at the clean image serves every search step."""
+        return 1 + binary_search_steps * (max_iterations - 1)
+
+    @staticmethod
+    def clean_need(**arguments: object) -> CleanNeed:
+        """Return that it needs the gradient at the clean images."""
+        return "gradient"
+
+    @staticmethod
+    def clean_direction(logits: Tensor, labels: Tensor, **arguments: object) -> Tensor:
+        """Return the gradient of ``real - other`` by the logits, (B, K): 1 at the label, -1 at the best other class."""
+        column = labels.unsqueeze(1)
+        other = logits.scatter(1, column, -math.inf).argmax(dim=1, keepdim=True)
+        return torch.zeros_like(logits).scatter_(1, other, -1.0).scatter_(1, column, 1.0)
+
+    def forward(self, images: Tensor, labels: Tensor, start: Start | None = None) -> Tensor:
+        """Craft adversarial images.
+
+        Args:
+            images: (B, C, H, W) float in [0, 1].
+            labels: class indices, (B,) int64.
+            start: what a pass at ``images`` told; without its gradient, one is made here.
+
+        Returns:
+            x_adv, like ``images``.
+        """
+        x0, labels = images.detach(), labels.to(images.device)
+        if start is None or start.gradient is None:
+            start = self._clean_pass(x0, labels)
+        gradient = start.gradient
+        assert gradient is not None
+        wrong = _is_fooled(start.logits, labels, self.confidence)
+        unknown = start.logits.isnan().any(dim=1)
+        flat = ~(gradient != 0).flatten(1).any(dim=1)
+        self.zero_gradient = flat & ~wrong & ~unknown
+        rows = (~flat & ~wrong & ~unknown).nonzero().squeeze(1)
+        # An answer that is no number must be noticed.
+        x_adv = torch.where(rows_like(unknown, x0), torch.nan, x0)
+        if len(rows) > 0:
+            hinge = _hinge(start.logits[rows], labels[rows], self.confidence).to(x0.dtype)
+            x_adv[rows] = self._search(x0[rows], labels[rows], gradient[rows].to(x0.dtype), hinge)
+        return x_adv
+
+    def _clean_pass(self, x0: Tensor, labels: Tensor) -> Start:
+        x = x0.clone().requires_grad_()
+        logits = full_precision(self.get_logits(x))
+        (gradient,) = torch.autograd.grad(logits, x, self.clean_direction(logits.detach(), labels))
+        return Start(logits.detach(), gradient)
+
+    def _search(self, x0: Tensor, labels: Tensor, gradient0: Tensor, hinge0: Tensor) -> Tensor:
+        """Search over c for each row; return the nearest wrong images, clean where there is none."""
+        best = _Best.of(x0)
+        c = torch.full_like(hinge0, self.initial_const)
+        lower, upper = torch.zeros_like(c), torch.full_like(c, NO_UPPER_BOUND)
+        everyone = torch.arange(len(x0), device=x0.device)
+        for search_step in range(self.binary_search_steps):
+            if search_step == self.binary_search_steps - 1 >= 9:
+                c = upper
+            t = (2 * x0 - 1) * INSIDE
+            descent = _Descent(
+                rows=everyone,
+                x0=x0,
+                labels=labels,
+                c=c,
+                w=t.atanh(),
+                # The distance has no gradient where it is zero.
+                gradient=rows_like(c, x0) * gradient0 * (1 - t * t) / 2,
+                mean=torch.zeros_like(x0),
+                square=torch.zeros_like(x0),
+                previous_loss=c * hinge0,
+                x_best=x0,
+                nearest=torch.full_like(c, math.inf),
+            )
+            found = self._descend(descent, best)
+            upper = torch.where(found, torch.minimum(upper, c), upper)
+            lower = torch.where(found, lower, torch.maximum(lower, c))
+            c = torch.where(upper < KNOWN_BELOW, (lower + upper) / 2, torch.where(found, c, c * 10))
+        return best.x
+
+    def _descend(self, rows: "_Descent", best: "_Best") -> Tensor:
+        """Run one search step; note the nearest wrong iterates in ``best``; return which rows had any, (B,) bool."""
+        found = torch.zeros(len(best.x), dtype=torch.bool, device=best.x.device)
+        period = self.max_iterations // 10 or 1
+        for k in range(1, self.max_iterations):
+            x, slope = rows.step(k, self.learning_rate)
+            # One pass judges this iterate and tells where to go next.
+            point = x.requires_grad_()
+            logits = full_precision(self.get_logits(point))
+            hinge = _hinge(logits, rows.labels, self.confidence)
+            (gradient,) = torch.autograd.grad((rows.c.to(hinge) * hinge).sum(), point)
+            x = point.detach()
+            distance = rows.offer(x, _is_fooled(logits.detach(), rows.labels, self.confidence))
+            rows.gradient = (gradient + 2 * (x - rows.x0)) * slope
+            if self.abort_early and k % period == 0:
+                loss = rows.c * hinge.detach().to(rows.c) + distance
+                going = (loss <= 0.9999 * rows.previous_loss).nonzero().squeeze(1)  # the host sync of a check
+                rows.previous_loss = loss
+                if len(going) < len(rows.rows):
+                    best.merge_(rows, found)
+                    rows = rows.only(going)
+                if len(going) == 0:
+                    return found
+        x, _ = rows.step(self.max_iterations, self.learning_rate)
+        with torch.no_grad():
+            logits = full_precision(self.get_logits(x))
+        rows.offer(x, _is_fooled(logits, rows.labels, self.confidence))
+        best.merge_(rows, found)
+        return found
+
+
+@dataclass
+class _Descent:
+    """The rows of one search step that still descend; all tensors have one entry for each of them.
+
+    ``rows`` says which rows of the search they are; ``w``, ``mean`` and ``square`` are Adam's point in tanh space and
+    its moments.
+    """
+
+    rows: Tensor
+    x0: Tensor
+    labels: Tensor
+    c: Tensor
+    w: Tensor
+    gradient: Tensor
+    mean: Tensor
+    square: Tensor
+    previous_loss: Tensor
+    x_best: Tensor
+    nearest: Tensor
+
+    def step(self, k: int, learning_rate: float) -> tuple[Tensor, Tensor]:
+        """Take Adam's k-th step, from 1; return the images there and their derivative by ``w``."""
+        self.mean = BETA1 * self.mean + (1 - BETA1) * self.gradient
+        self.square = BETA2 * self.square + (1 - BETA2) * self.gradient.square()
+        root = (self.square / (1 - BETA2**k)).sqrt_().add_(ADAM_EPS)
+        self.w = self.w - learning_rate / (1 - BETA1**k) * self.mean / root
+        t = self.w.tanh()
+        return (t + 1) / 2, (1 - t * t) / 2
+
+    def offer(self, x: Tensor, fooled: Tensor) -> Tensor:
+        """Note images that fool and are nearer than before; return the squared l2 distances, (B,)."""
+        distance = (x - self.x0).flatten(1).square().sum(dim=1)
+        nearer = fooled & (distance < self.nearest)
+        self.x_best = torch.where(rows_like(nearer, x), x, self.x_best)
+        self.nearest = torch.where(nearer, distance, self.nearest)
+        return distance
+
+    def only(self, kept: Tensor) -> "_Descent":
+        return _Descent(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
+
+
+@dataclass
+class _Best:
+    """Per row of a search the nearest wrong image so far; the clean one, at an infinite distance, if there is none."""
+
+    x: Tensor
+    distance: Tensor
+
+    @classmethod
+    def of(cls, x0: Tensor) -> "_Best":
+        return cls(x0.clone(), torch.full((len(x0),), math.inf, dtype=x0.dtype, device=x0.device))
+
+    def merge_(self, rows: _Descent, found: Tensor) -> None:
+        """Take over what ``rows`` have found, here and in the flags ``found``."""
+        found[rows.rows] = rows.nearest.isfinite()
+        nearer = rows.nearest < self.distance[rows.rows]
+        self.x[rows.rows] = torch.where(rows_like(nearer, self.x), rows.x_best, self.x[rows.rows])
+        self.distance[rows.rows] = torch.minimum(rows.nearest, self.distance[rows.rows])
+
+
+def _hinge(logits: Tensor, labels: Tensor, confidence: float) -> Tensor:
+    """Return max(0, real - other + confidence), (B,). -inf, not 0, hides the true class: logits may be negative."""
+    column = labels.unsqueeze(1)
+    real = logits.gather(1, column).squeeze(1)
+    return functional.relu(real - logits.scatter(1, column, -math.inf).amax(dim=1) + confidence)
+
+
+def _is_fooled(logits: Tensor, labels: Tensor, confidence: float) -> Tensor:
+    handicap = torch.full_like(logits[:, :1], confidence)
+    return logits.scatter_add(1, labels.unsqueeze(1), handicap).argmax(dim=1) != labels

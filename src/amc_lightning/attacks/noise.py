@@ -1,0 +1,104 @@
+"""Random noise of a given size: the baseline that an attack with gradients has to beat."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from amc_lightning.attacks.base import Attack, full_precision, rows_like
+
+
+class RandomNoise(Attack):
+    """Add random noise within a budget; of several draws, keep the one that harms most.
+
+    The noise is uniform in the l-inf ball, on the l2 sphere, or in the l1 ball, and clipped with the image to [0, 1]
+    afterwards. Of ``restarts`` draws each row keeps the first that fools the model, else the one with the largest
+    cross-entropy; a single draw is not judged and costs no pass. The clean image is not among the draws, so that
+    noise may also mend a row that was wrong. Labels are required for more than one draw.
+
+    Args:
+        model: returns logits.
+        eps: radius in pixel units of [0, 1].
+        norm: ``linf``, ``l2`` or ``l1``.
+        restarts: draws for each row, >= 1.
+    """
+
+    draws_nothing = True
+
+    def __init__(
+        self, model: nn.Module, eps: float = 0.3, norm: Literal["linf", "l2", "l1"] = "linf", restarts: int = 1
+    ) -> None:
+        """Keep the parameters; the class says what they mean."""
+        super().__init__("RandomNoise", model)
+        self.eps = eps
+        self.norm = norm
+        self.restarts = restarts
+
+    @staticmethod
+    def gradient_passes(restarts: int = 1, **arguments: object) -> int:
+        """Return the passes per row at most, a forward pass counted as half a gradient pass."""
+        return 0 if restarts == 1 else math.ceil(restarts / 2)
+
+    @staticmethod
+    def draw_noise(shape: Sequence[int], generator: torch.Generator, **arguments: object) -> Tensor | None:
+        """Draw noise in the unit ball: (B, C, H, W), or (B, restarts, C, H, W) for more than one draw."""
+        restarts = cast(int, arguments.get("restarts", 1))
+        draws = [_draw(shape, generator, arguments.get("norm", "linf")) for _ in range(restarts)]
+        return torch.stack(draws, dim=1) if restarts > 1 else draws[0]
+
+    def forward(self, images: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """Return noisy images.
+
+        Args:
+            images: (B, C, H, W) float in [0, 1].
+            labels: class indices, (B,) int64; not read for a single draw.
+            noise: in the unit ball, as ``draw_noise`` returns it; drawn from the global state if left out.
+
+        Returns:
+            Noisy images, like ``images``.
+        """
+        images = images.detach()
+        if noise is None:
+            noise = self.draw_noise(images.shape, torch.default_generator, norm=self.norm, restarts=self.restarts)
+            assert noise is not None
+        draws = noise.to(images).view(len(images), -1, *images.shape[1:])
+        x = (images + self.eps * draws[:, 0]).clamp_(0.0, 1.0)
+        if self.restarts == 1:
+            return x
+        assert labels is not None
+        labels = labels.to(images.device)
+        loss, fooled = self._judge(x, labels)
+        for draw in range(1, self.restarts):
+            rows = (~fooled).nonzero().squeeze(1)
+            if len(rows) == 0:
+                break
+            x_new = (images[rows] + self.eps * draws[rows, draw]).clamp_(0.0, 1.0)
+            new_loss, new_fooled = self._judge(x_new, labels[rows])
+            better = new_fooled | (new_loss > loss[rows])
+            x[rows] = torch.where(rows_like(better, x), x_new, x[rows])
+            loss[rows] = torch.where(better, new_loss, loss[rows])
+            fooled[rows] = new_fooled
+        return x
+
+    @torch.no_grad()
+    def _judge(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each row's cross-entropy, and whether the model gets it wrong."""
+        logits = full_precision(self.get_logits(x))
+        return functional.cross_entropy(logits, labels, reduction="none"), logits.argmax(dim=1) != labels
+
+
+def _draw(shape: Sequence[int], generator: torch.Generator, norm: object) -> Tensor:
+    if norm == "linf":
+        return torch.rand(tuple(shape), generator=generator).mul_(2.0).sub_(1.0)
+    rows = (shape[0], math.prod(shape[1:]))
+    if norm == "l2":
+        return functional.normalize(torch.randn(rows, generator=generator), dim=1).view(*shape)
+    # Signed exponentials over their sum are uniform on the l1 sphere; an n-th root of a uniform radius fills it.
+    size = torch.empty(rows).exponential_(generator=generator)
+    sign = torch.randint(2, rows, generator=generator).mul_(2).sub_(1)
+    radius: Tensor = torch.rand(rows[0], 1, generator=generator) ** (1 / rows[1])
+    noise = radius * sign * size / size.sum(dim=1, keepdim=True)
+    return noise.view(*shape)
