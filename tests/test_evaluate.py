@@ -222,6 +222,24 @@ def test_sizes_of_perturbations_are_summed_up_over_all_rows(both):
     assert norms["linf"]["max"] == pytest.approx(0.46, abs=1e-6)
 
 
+class DeafToDark(Brightness):
+    """Tells dark images nothing: no gradient."""
+
+    def forward(self, x):
+        return super().forward(x) * (x.flatten(1).mean(dim=1, keepdim=True) > 0.3)
+
+
+def test_passes_and_rows_without_a_gradient_are_counted(both):
+    paper = both.record["paper"]
+    assert (paper["fgsm"]["gradient_passes"], paper["fgsm"]["zero_gradient"]) == (1.0, 0)
+    assert (paper["pgm"]["gradient_passes"], paper["pgm"]["zero_gradient"]) == (5.0, 0)
+    assert paper["eap"]["gradient_passes"] == 0
+    assert "zero_gradient" not in paper["eap"], "a class that does not say"
+    x = torch.tensor(GREYS).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+    outcome = attack_rows(DeafToDark(), fgsm(), x, torch.zeros(8).long(), seed=0, batch_size=3)
+    assert (outcome.gradient_passes, outcome.zero_gradient) == (1.0, 1)
+
+
 def test_quantiles_are_over_rows_that_were_right_and_were_fooled(both):
     quantiles = both.record["paper"]["eap"]["quantiles"]
     l1 = np.array([4 * (grey - 0.49) for grey in GREYS if grey > 0.5])

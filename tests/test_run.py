@@ -177,7 +177,7 @@ def test_results_say_what_was_run_on_what_with_what(smoke):
     assert results["attacks"]["paper"]["pgm"]["nb_iter"] == 15
     assert results["attacks"]["check"]["pgm"]["nb_iter"] == 40
     assert results["attacks"]["check"]["pgm"]["eps_iter"] == pytest.approx(2.5 * 0.3 / 40)
-    assert results["attacks"]["check"]["pgm"]["keep_best"] is True
+    assert results["attacks"]["check"]["pgm"]["compact"] is True
     assert results["versions"]["torch"] == torch.__version__.split("+")[0] or results["versions"]["torch"]
 
 

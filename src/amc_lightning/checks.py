@@ -75,6 +75,7 @@ def check(config: Config, *, known_attacks: Sequence[str]) -> None:
     _choice("schedule.shape", schedule.shape, ("one_cycle", "steps", "constant"))
     _choice("trainer.progress", config.trainer.progress, ("auto", "bar", "lines", "none"))
     _choice("trainer.accelerator", config.trainer.accelerator, ("auto", "cpu", "gpu"))
+    _choice("trainer.crafting", config.trainer.crafting, ("auto", "plain", "fast", "fast_bf16"))
     _choice("trainer.precision", config.trainer.precision, ("32-true", "bf16-mixed", "16-mixed"))
     _number("schedule.peak_lr", schedule.peak_lr, 0, open_low=True)
     _number("schedule.batch_size", schedule.batch_size, 1)

@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amc_lightning.attacks import GuardedAttack, guarded
+from amc_lightning.attacks import GuardedAttack, Norm, guarded
 from amc_lightning.metrics import wilson
 from amc_lightning.seeding import generator
 
-NORMS = ("linf", "l2", "l1")
+NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 QUANTILES = (0.1, 0.5, 0.9)
 
 
@@ -26,12 +26,16 @@ class Outcome:
         predicted: class indices, (N,) int64.
         norms: by norm name, size of the perturbation of each row in pixel units of [0, 1], (N,) float64.
         kept: the first perturbed images, (G, C, H, W) float32 in [0, 1].
+        gradient_passes: gradient passes of the attack, mean per row.
+        zero_gradient: rows that gave the attack no gradient; None if it does not say.
     """
 
     wrong: NDArray[np.bool_]
     predicted: NDArray[np.int64]
     norms: dict[str, NDArray[np.float64]]
     kept: NDArray[np.float32]
+    gradient_passes: float
+    zero_gradient: int | None
 
 
 @dataclass(frozen=True)
@@ -79,17 +83,21 @@ def attack_rows(
     noise = attack.draw_noise(tuple(images.shape), generator(seed, "evaluation", attack.name))
     rng = generator(seed, "evaluation", attack.name, "calls")
     predicted, kept = [], []
+    passes, unmoved = 0.0, None
     norms: dict[str, list[Tensor]] = {name: [] for name in NORMS}
     for start in _starts(images, batch_size):
         rows = slice(start, start + batch_size)
         x, y = _pixels(images[rows]), labels[rows]
-        x_adv = attack(net, x, y, noise=None if noise is None else noise[rows].to(x), generator=rng)
-        delta = (x_adv.double() - x.double()).flatten(1)
-        for name, order in zip(NORMS, (torch.inf, 2, 1), strict=True):
-            norms[name].append(torch.linalg.vector_norm(delta, order, dim=1).cpu())
+        crafted = attack.craft(net, x, y, noise=None if noise is None else noise[rows].to(x), generator=rng)
+        x_adv = crafted.x_adv
+        for name in NORMS:
+            norms[name].append(crafted.distances[name].cpu())
         if bool((x_adv < 0).any() | (x_adv > 1).any()):
             raise RuntimeError(f"attack {attack.name} left the range [0, 1]")
-        predicted.append(predict(net, x_adv, batch_size=batch_size).cpu())
+        predicted.append(crafted.predicted.cpu())
+        passes += crafted.gradient_passes * len(x)
+        if crafted.zero_gradient is not None:
+            unmoved = (unmoved or 0) + int(crafted.zero_gradient.sum())
         kept.append(x_adv[: max(0, keep - start)].cpu())
     sizes = {name: torch.cat(parts).numpy() for name, parts in norms.items()}
     if attack.norm is not None and attack.eps is not None:
@@ -99,7 +107,8 @@ def attack_rows(
         if largest > attack.eps * (1 + 1e-6) + 6e-8 * images[0].numel() ** power:
             raise RuntimeError(f"attack {attack.name} oversteps its budget: {largest} > {attack.eps} ({attack.norm})")
     classes = torch.cat(predicted).numpy()
-    return Outcome(classes != labels.cpu().numpy(), classes, sizes, torch.cat(kept).numpy())
+    wrong = classes != labels.cpu().numpy()
+    return Outcome(wrong, classes, sizes, torch.cat(kept).numpy(), passes / len(labels), unmoved)
 
 
 def evaluate(
@@ -147,7 +156,9 @@ def evaluate(
                 outcome = attack_rows(net, attack, images, labels, seed=seed, batch_size=batch_size, keep=gallery)
                 done.append((attack, outcome))
             outcomes.append(outcome.wrong)
-            rates[name] = _rate(outcome.wrong) | {"norms": _norms(outcome)}
+            rates[name] = _rate(outcome.wrong) | {"norms": _norms(outcome), "gradient_passes": outcome.gradient_passes}
+            if outcome.zero_gradient is not None:
+                rates[name]["zero_gradient"] = outcome.zero_gradient
             if attack.norm is None:
                 rates[name]["quantiles"] = _quantiles(outcome, attack, clean != truth)
                 if name in budgets:

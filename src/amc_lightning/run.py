@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from amc_lightning import tracking
-from amc_lightning.attacks import GuardedAttack, build
+from amc_lightning.attacks import PLAIN, Execution, GuardedAttack, build
 from amc_lightning.cascade import (
     Cascade,
     Stage,
@@ -66,11 +66,10 @@ def run(config: Config, folder: Path, *, console: Console | None = None) -> Path
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     refuse_run(folder)
     device = pick_device(config.trainer.accelerator)
-    training = build_attacks(config, config.cascade.order, config.cascade.craft_params)
-    strengths = {
-        "paper": build_attacks(config, config.evaluation.attacks, config.evaluation.params),
-        "check": build_attacks(config, config.evaluation.attacks, config.evaluation.params, config.evaluation.check),
-    }
+    measured = Execution(fast=execution(config).fast)  # what is measured is never left to bfloat16
+    training = build_attacks(config, config.cascade.order, config.cascade.craft_params, execution=execution(config))
+    evaluated = partial(build_attacks, config, config.evaluation.attacks, config.evaluation.params, execution=measured)
+    strengths = {"paper": evaluated(), "check": evaluated(config.evaluation.check)}
     data = load_data(config)
     cascade = Cascade(
         config,
@@ -129,8 +128,21 @@ def load_data(config: Config) -> ImageData:
     )
 
 
+def execution(config: Config) -> Execution:
+    """Return how attacks make their passes; ``auto`` is fast for the networks of this package, plain for others."""
+    choice = config.trainer.crafting
+    if choice == "auto":
+        choice = "fast" if str(config.model.get("_target_", "")).startswith("amc_lightning.models.") else "plain"
+    return Execution(fast=choice != "plain", bf16=choice == "fast_bf16")
+
+
 def build_attacks(
-    config: Config, names: list[str], column: str, changes: Mapping[str, Mapping[str, Any]] | None = None
+    config: Config,
+    names: list[str],
+    column: str,
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    execution: Execution = PLAIN,
 ) -> dict[str, GuardedAttack]:
     """Build attacks by name with one column of Table 1; every parameter is checked now.
 
@@ -139,6 +151,7 @@ def build_attacks(
         names: which attacks.
         column: "white_box" or "black_box".
         changes: parameters that replace those of the column, by attack.
+        execution: how passes through the model are made.
 
     Raises:
         UserError: for a parameter the attack does not take, or a value out of range.
@@ -151,6 +164,7 @@ def build_attacks(
             {**(table.get(name) or {}), **((changes or {}).get(name) or {})},
             image_shape=tuple(config.dataset.shape),
             key=f"attack_params.{column}.{name}",
+            execution=execution,
         )
         for name in names
     }

@@ -56,6 +56,8 @@ def _evaluation(stage: int, attacks: Sequence[str]) -> dict[str, Any]:
         for attack in attacks:
             wrong = PGM_CHECK[stage] if (attack, strength) == ("pgm", "check") else WRONG[attack][stage]
             rates[attack] = {**wilson(wrong, N_ATTACK), "norms": _norms(attack, stage)}
+            if attack != "unseen":  # a class that does not say how many rows gave it no gradient
+                rates[attack] |= {"gradient_passes": PARAMS[attack].get("nb_iter", 1.0), "zero_gradient": 0}
             counts.append(wrong)
             if attack == "eap":
                 rates["eap"]["quantiles"] = {

@@ -50,8 +50,8 @@ def test_distances_norms_costs_and_facts(make_run: MakeRun) -> None:
     distances = tables["Distance at which eap succeeds"]
     assert distances["model"] == ["distance", "10 % quantile", "50 % quantile", "90 % quantile"]
     assert distances["stage 4 (pgm)"] == ["elastic net", "1.6", "3.2", "10.4"]
-    norms = tables["Size of the perturbations"]
-    assert norms["stage 2 (vap)/pgm (check)"] == ["pgm (check)", "0.27, 0.3", "2.7, 4.05", "21.6, 32.4"]
+    norms = tables["Size of the perturbations, and what they took"]
+    assert norms["stage 2 (vap)/pgm (check)"] == ["pgm (check)", "0.27, 0.3", "2.7, 4.05", "21.6, 32.4", "15.0"]
     costs = tables["What training cost"]
     assert costs["M0 (undefended)"] == ["40", "360", "0.2", "40", "0", "0", "0", "0"]
     assert costs["stage 2 (vap)"] == ["20", "180", "0.7", "800", "150", "700", "0", "0"]
@@ -86,6 +86,20 @@ def test_warnings_and_the_smallest_reports(make_run: MakeRun) -> None:
     raw = json.loads((folder / "results.json").read_text())
     (folder / "results.json").write_text(json.dumps({**raw, "stages": []}))
     assert "No stage has been measured (stopped: Ctrl-C)." in write_report(folder).read_text()
+
+
+def test_rows_without_a_gradient_are_said_to_show_nothing(make_run: MakeRun) -> None:
+    folder = make_run()
+    assert "Rows without a gradient" not in write_report(folder).read_text()
+    raw = json.loads((folder / "results.json").read_text())
+    raw["stages"][0]["evaluation"]["paper"]["fgsm"]["zero_gradient"] = 12
+    raw["stages"][0]["evaluation"]["check"]["fgsm"]["zero_gradient"] = 12  # the same attack: said once
+    raw["stages"][1]["evaluation"]["check"]["pgm"]["zero_gradient"] = 3
+    (folder / "results.json").write_text(json.dumps(raw))
+    assert (
+        "- Rows without a gradient, which were not attacked; that they are right shows nothing: "
+        "M0 under fgsm (paper) 12 of 140, 1 fgsm under pgm (check) 3 of 140.\n"
+    ) in write_report(folder).read_text()
 
 
 def test_an_attack_that_fooled_nobody_has_no_distance(make_run: MakeRun) -> None:

@@ -85,6 +85,7 @@ def _notes(results: Results) -> str:
         wording.strengths(results),
         wording.summaries(results),
         wording.not_shown(results),
+        wording.without_gradient(results),
         "Where two intervals overlap, this table does not show that the rates differ. Attacks use the true labels.",
     ]
     return "\n".join(f"- {note}" for note in notes if note)
@@ -123,11 +124,15 @@ def _norms(results: Results) -> Iterator[str]:
                 if rate is not None and rate.norms:
                     name = f"{attack} ({strength})" if len(strengths) > 1 else attack
                     sizes = [_size(rate.norms.get(norm)) for norm in ("linf", "l2", "l1")]
-                    rows.append([stage.long_label, name, *sizes])
+                    passes = "-" if rate.gradient_passes is None else f"{rate.gradient_passes:,.1f}"
+                    rows.append([stage.long_label, name, *sizes, passes])
     if rows:
-        yield "## Size of the perturbations"
-        yield "Median and largest over all rows of the attack split, rows not fooled included; pixels in [0, 1]."
-        yield _table(["model", "attack", "linf: median, max", "l2: median, max", "l1: median, max"], rows)
+        yield "## Size of the perturbations, and what they took"
+        yield (
+            "Median and largest over all rows of the attack split, rows not fooled included; pixels in [0, 1]. "
+            "Passes: gradient passes of the attack per row."
+        )
+        yield _table(["model", "attack", "linf: median, max", "l2: median, max", "l1: median, max", "passes"], rows)
 
 
 def _size(norm: Norm | None) -> str:

@@ -38,6 +38,10 @@ class Node:
             return self.fail(key, "a finite number")
         return value
 
+    def optional_number(self, key: str) -> float | None:
+        """Return a finite number, or None where the field is null or absent."""
+        return None if self.raw.get(key) is None else self.number(key)
+
     def text(self, key: str) -> str:
         """Return a text."""
         value = self.raw.get(key)

@@ -191,4 +191,6 @@ def _rate(node: Node) -> Rate:
             for name, entry in node.child("quantiles", optional=True).children().items()
             if None not in entry.raw.values()  # null where no row was fooled
         },
+        gradient_passes=node.optional_number("gradient_passes"),
+        zero_gradient=int(node.optional_number("zero_gradient") or 0),
     )

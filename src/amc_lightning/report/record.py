@@ -23,7 +23,8 @@ class Norm:
 class Rate:
     """An error rate in percent with its 95 % Wilson interval.
 
-    ``wrong`` is a count of rows, except for a mean over attacks, where it is a mean of counts.
+    ``wrong`` is a count of rows, except for a mean over attacks, where it is a mean of counts. ``gradient_passes`` is
+    the attack's mean per row, ``zero_gradient`` the number of rows that it had no gradient to move by.
     """
 
     n: int
@@ -33,6 +34,8 @@ class Rate:
     high: float
     norms: Mapping[str, Norm] = field(default_factory=dict)
     quantiles: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    gradient_passes: float | None = None
+    zero_gradient: int = 0
 
 
 @dataclass(frozen=True)

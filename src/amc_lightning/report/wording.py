@@ -90,6 +90,20 @@ def not_shown(results: Results) -> str:
     return text
 
 
+def without_gradient(results: Results) -> str:
+    """Say which attacks had rows that gave them no gradient; empty where none had."""
+    found = [
+        f"{stage.label} under {name} ({strength}) {rate.zero_gradient} of {rate.n}"
+        for stage in results.stages
+        for strength in ("paper", "check")
+        for name, rate in stage.rates(strength).items()
+        if rate.zero_gradient and (strength == "paper" or results.differs(name))
+    ]
+    if not found:
+        return ""
+    return f"Rows without a gradient, which were not attacked; that they are right shows nothing: {_listed(found)}."
+
+
 def data_warning(results: Results) -> str | None:
     """Say that the data are not the official files, where that is so."""
     if results.dataset.verified:
