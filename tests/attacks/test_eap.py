@@ -24,6 +24,7 @@ def reference_ead(
     learning_rate: float,
     confidence: float = 0.0,
     decision_rule: str = "EN",
+    abort_early: bool = False,
 ) -> tuple[Tensor, float]:
     """Attack one image, step by step as published: nothing saved, nothing shared; its distance too (inf if none)."""
     best, best_distance = x0.clone(), math.inf
@@ -33,6 +34,7 @@ def reference_ead(
             c = upper
         x, y = x0.clone(), x0.clone()
         found = False
+        plateau = math.inf
         for k in range(max_iterations):
             y = y.detach().requires_grad_()
             logits = model(y[None])[0]
@@ -55,6 +57,13 @@ def reference_ead(
                 distance = l1 if decision_rule == "L1" else l2 + beta * l1
                 if distance < best_distance:
                     best, best_distance = x.clone(), distance
+            if abort_early and k % max(1, max_iterations // 10) == 0:
+                margin = scores[label] - torch.cat([scores[:label], scores[label + 1 :]]).max()
+                delta = x - x0
+                loss = (c * margin.clamp(min=0) + delta.square().sum() + beta * delta.abs().sum()).item()
+                if loss > 0.9999 * plateau:
+                    break
+                plateau = loss
         if found:
             upper = min(upper, c)
         else:
@@ -114,6 +123,9 @@ SETTINGS: dict[str, Settings] = {
     "last step repeats the upper bound": settings_of(0.01, 10, 4, 1e-2, 0.05),
     "l1 rule": settings_of(0.03, 5, 12, 0.1, 0.1, decision_rule="L1"),
     "confidence": settings_of(0.01, 5, 12, 0.1, 0.1, confidence=0.7),
+    "abort": settings_of(0.01, 5, 30, 0.1, 0.1, abort_early=True),
+    "abort, fewer than ten iterations": settings_of(0.01, 4, 7, 1.0, 0.3, abort_early=True),
+    "abort, confidence": settings_of(0.02, 4, 25, 1.0, 0.2, abort_early=True, confidence=0.5),
 }
 
 
@@ -173,9 +185,10 @@ class Counting(nn.Module):
         super().__init__()
         self.inner = inner
         self.rows: list[int] = []
+        self.gradient_rows: list[int] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        self.rows.append(len(x))
+        (self.gradient_rows if x.requires_grad else self.rows).append(len(x))
         return self.inner(x)
 
 
@@ -183,18 +196,36 @@ def test_makes_only_the_passes_it_must() -> None:
     model, x = Counting(linear(2, 0.0)), images(8)
     labels = model.inner(x).argmax(dim=1)
     common = {"beta": 0.01, "max_iterations": 8, "learning_rate": 0.1}
-    model.rows.clear()
-    x_adv = EAP(model, binary_search_steps=3, initial_const=1e-9, **common)(x, labels)
-    assert model.rows == [8], "rows that shrinkage holds at the clean image need no pass"
-    assert torch.equal(x_adv, x)
-    model.rows.clear()
-    x_adv = EAP(model, binary_search_steps=3, initial_const=1.0, **common)(x, 1 - labels)
-    assert model.rows == [8], "rows wrong from the start need no search"
-    assert torch.equal(x_adv, x)
-    model.rows.clear()
-    mixed = torch.where(torch.arange(8) < 3, labels, 1 - labels)
-    EAP(model, binary_search_steps=1, initial_const=1.0, **common)(x, mixed)
-    assert model.rows == [8] + 14 * [3], "seven gradients and seven judgements, on the three rows that search"
+
+    def passes(**settings: object) -> tuple[list[int], list[int]]:
+        model.rows, model.gradient_rows = [], []
+        EAP(model, **common, **settings)(x, aim)
+        return model.gradient_rows, model.rows
+
+    aim = labels
+    kept_back = passes(binary_search_steps=3, initial_const=1e-9)
+    assert kept_back == ([8], []), "rows that shrinkage holds at the clean image need no pass"
+    aim = 1 - labels
+    assert passes(binary_search_steps=3, initial_const=1.0) == ([8], []), "rows wrong from the start need no search"
+    aim = torch.where(torch.arange(8) < 3, labels, 1 - labels)
+    unreachable = {"binary_search_steps": 1, "initial_const": 1.0, "confidence": 100.0}
+    assert passes(**unreachable) == (8 * [8], 7 * [8]), "seven gradients and judgements after the first"
+    gradients, judgements = passes(binary_search_steps=4, initial_const=1.0)
+    assert gradients == [8] + 28 * [3]
+    assert sum(judgements) < 28 * 3, "an iterate further away than the best need not be judged"
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_judgements_left_out_change_nothing(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+    model, x = curved(), images(12)
+    labels = model(x).argmax(dim=1)
+    sparing = EAP(model, **settings)(x, labels)
+
+    def judge_all(self: EAP, best: object, x: Tensor, x0: Tensor, labels: Tensor, known: Tensor) -> None:
+        self._judge(best, x, x0, self._logits(x), labels)
+
+    monkeypatch.setattr(EAP, "_judge_promising", judge_all)
+    torch.testing.assert_close(EAP(model, **settings)(x, labels), sparing, rtol=0, atol=1e-12)
 
 
 def test_keeps_the_clean_image_where_it_fails() -> None:

@@ -135,7 +135,7 @@ class GuardedAttack:
             gradient_passes = (view.gradient_rows - before[0]) / rows
             forward_passes = (view.forward_rows - before[1]) / rows
             with torch.no_grad():
-                predicted = view.judge(x_adv).argmax(dim=1)
+                predicted = view.judge(x_adv).argmax(dim=1) if len(x) > 0 else y.to(x.device, copy=True)
         delta = (x_adv.double() - x.detach().double()).flatten(1)
         distances = {norm: torch.linalg.vector_norm(delta, order, dim=1) for norm, order in ORDERS.items()}
         fooled = predicted != y.to(x.device)

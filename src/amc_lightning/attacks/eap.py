@@ -19,8 +19,9 @@ class EAP(Attack):
     FISTA on ``c * max(0, real - other + confidence) + ||d||_2^2 + beta ||d||_1``, from the clean image in every search
     step, with a search over c for each row alone. The best image over all iterates of all steps is returned; the clean
     one where none is wrong. Work that cannot change the result is left out: the gradient at the clean image is known
-    from the first pass, rows that it cannot move stay put for a whole search step, and rows wrong from the start are
-    done. Labels are required.
+    from the first pass, rows that it cannot move stay put for a whole search step, rows wrong from the start are done,
+    and on the CPU (elsewhere it would cost a wait for the device) no iterate is judged that could not be the best.
+    Labels are required.
 
     Args:
         model: returns logits.
@@ -120,7 +121,7 @@ class EAP(Attack):
             rows = moved.nonzero().squeeze(1)  # the one host sync of a search step
             found = torch.zeros_like(movable)
             if len(rows) > 0:
-                step_best = self._descend(x0[rows], first[rows], c[rows], labels[rows])
+                step_best = self._descend(x0[rows], first[rows], c[rows], labels[rows], best.distance[rows])
                 found[rows] = step_best.distance.isfinite()
                 best.merge_(rows, step_best)
             upper = torch.where(found, torch.minimum(upper, c), upper)
@@ -128,8 +129,11 @@ class EAP(Attack):
             c = torch.where(upper < KNOWN_BELOW, (lower + upper) / 2, torch.where(found, c, c * 10))
         return best.x
 
-    def _descend(self, x0: Tensor, first: Tensor, c: Tensor, labels: Tensor) -> "_Best":
-        """Run one search step from its first iterate on; return the best wrong iterate of each row."""
+    def _descend(self, x0: Tensor, first: Tensor, c: Tensor, labels: Tensor, known: Tensor) -> "_Best":
+        """Run one search step from its first iterate on; return the best wrong iterate of each row.
+
+        ``known`` is the distance of the best so far, (B,): of iterates further away one is enough.
+        """
         whole = best = _Best(x0)
         left = torch.arange(len(x0), device=x0.device)  # rows that have not aborted
         x = y = first  # the first momentum is 0 / 3
@@ -145,7 +149,9 @@ class EAP(Attack):
                 previous = x
                 x = self._shrink(y, x0, c, gradient, self.learning_rate * math.sqrt(1 - k / self.max_iterations))
                 y = torch.add(x, x - previous, alpha=k / (k + 3))
-            if k > 0 or self.max_iterations == 1:
+            if (k > 0 or self.max_iterations == 1) and not self.abort_early and x.device.type == "cpu":
+                self._judge_promising(best, x, x0, labels, known)
+            elif k > 0 or self.max_iterations == 1:
                 logits = self._logits(x)
                 self._judge(best, x, x0, logits, labels)
             if self.abort_early and logits is not None and k % max(1, self.max_iterations // 10) == 0:
@@ -196,6 +202,18 @@ class EAP(Attack):
     def _judge(self, best: "_Best", x: Tensor, x0: Tensor, logits: Tensor, labels: Tensor) -> None:
         distance = self._distance(x, x0, self.decision_rule)
         best.offer(x, torch.where(self._is_fooled(logits, labels), distance, math.inf))
+
+    def _judge_promising(self, best: "_Best", x: Tensor, x0: Tensor, labels: Tensor, known: Tensor) -> None:
+        """Judge the rows that have nothing yet in this search step, or are nearer than what they have."""
+        distance = self._distance(x, x0, self.decision_rule)
+        open_ = best.distance.isinf() | (distance < torch.minimum(best.distance, known))
+        rows = open_.nonzero().squeeze(1)
+        if len(rows) == len(x):
+            self._judge(best, x, x0, self._logits(x), labels)
+        elif len(rows) > 0:
+            part, x = best.at(rows), x[rows]
+            self._judge(part, x, x0[rows], self._logits(x), labels[rows])
+            best.put_(rows, part)
 
     def _loss(self, x: Tensor, x0: Tensor, c: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         column = labels.unsqueeze(1)
