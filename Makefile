@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow goldens gpu lint format type smoke bench build clean
+.PHONY: help setup demo test slow parity goldens gpu lint format type smoke bench build clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -30,6 +30,14 @@ test: setup ## the default tests, minutes
 slow: setup ## the tests that the default run leaves out
 	$(BIN)/python -m pytest -m 'slow and not gpu'
 
+parity: $(VENV)/.parity ## attacks against torchattacks, foolbox and ART, which it installs
+	$(BIN)/python -m pytest -m parity tests/parity
+
+$(VENV)/.parity: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[parity]'
+	@$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/python -m pip uninstall --quiet --yes torchvision
+	@touch $@
+
 goldens: setup ## write the resolved configurations anew; read the diff
 	env -u AMC_DATA $(BIN)/python -m tests.test_goldens
 
@@ -50,7 +58,7 @@ type: setup ## mypy
 smoke: setup ## every stage once, seconds
 	$(BIN)/python -m amc_lightning +experiment=smoke
 
-bench: setup ## speed, as ratios
+bench: $(VENV)/.parity ## speed, as ratios, beside other libraries; more than an hour
 	$(BIN)/python -m benchmarks
 
 build: setup ## wheel and sdist

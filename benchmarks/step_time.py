@@ -20,7 +20,7 @@ import yaml
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from amc_lightning.attacks import build, guarded
+from amc_lightning.attacks import Execution, build, guarded
 from amc_lightning.data import Augment
 from amc_lightning.mixer import Mixer, stage_shares
 from amc_lightning.models import LeNet, ResNet32
@@ -35,27 +35,36 @@ def main() -> None:
     """Print one table per net."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="timed steps and floors of each stage, in turn")
+    parser.add_argument("--crafting", choices=["plain", "fast", "fast_bf16"], default="fast", help="path of attacks")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     device = torch.device(options.device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {name}\n")
     torch.manual_seed(0)
-    measure("LeNet, 1x28x28, MNIST's attacks", LeNet(1, (28, 28), 10), "mnist", 128, 150, options.rounds, device)
-    measure(
-        "ResNet-32, 3x32x32, CIFAR-10's attacks", ResNet32(3, (32, 32), 10), "cifar10", 128, 60, options.rounds, device
-    )
+    path = Execution(fast=options.crafting != "plain", bf16=options.crafting == "fast_bf16")
+    print(f"attacks craft {options.crafting}; the floor is of the plain net\n")
+    lenet, resnet = LeNet(1, (28, 28), 10), ResNet32(3, (32, 32), 10)
+    measure("LeNet, 1x28x28, MNIST's attacks", lenet, "mnist", 128, 150, options.rounds, device, path)
+    measure("ResNet-32, 3x32x32, CIFAR-10's attacks", resnet, "cifar10", 128, 60, options.rounds, device, path)
 
 
 def measure(
-    title: str, net: nn.Module, dataset: str, batch_size: int, steps: int, rounds: int, device: torch.device
+    title: str,
+    net: nn.Module,
+    dataset: str,
+    batch_size: int,
+    steps: int,
+    rounds: int,
+    device: torch.device,
+    path: Execution,
 ) -> None:
     """Train a net a little, so that the attacks have work to do, and time the stages on it."""
     net = net.to(device, memory_format=torch.channels_last)
     channels, side = (3, 32) if isinstance(net, ResNet32) else (1, 28)
     x, y = _digits(channels, side, device)
     _train(net, x, y, batch_size, steps)
-    attacks = _attacks(dataset)
+    attacks = _attacks(dataset, path)
     print(f"### {title}, batch {batch_size}\n")
     print("| stage | step, ms | floor, ms | ratio | gradient rows / image |")
     print("| --- | --- | --- | --- | --- |")
@@ -149,10 +158,12 @@ def _train(net: nn.Module, x: Tensor, y: Tensor, batch_size: int, steps: int) ->
         optimizer.step()
 
 
-def _attacks(dataset: str) -> dict:
+def _attacks(dataset: str, path: Execution) -> dict:
     column = yaml.safe_load((CONF_DIR / "attack_params" / "paper" / f"{dataset}.yaml").read_text())["white_box"]
     return {
-        name: build(name, yaml.safe_load((CONF_DIR / "attack" / f"{name}.yaml").read_text()), column[name])
+        name: build(
+            name, yaml.safe_load((CONF_DIR / "attack" / f"{name}.yaml").read_text()), column[name], execution=path
+        )
         for name in ORDER
     }
 
