@@ -8,6 +8,7 @@ here; any class of `torchattacks` joins by a YAML file.
 from amc_lightning.attacks.attack import Crafted, GuardedAttack, Norm, share_clean
 from amc_lightning.attacks.autoattack import AutoAttack
 from amc_lightning.attacks.build import build
+from amc_lightning.attacks.copies import PLAIN, Execution
 from amc_lightning.attacks.cw import CW
 from amc_lightning.attacks.deepfool import DeepFool
 from amc_lightning.attacks.eap import EAP
@@ -18,7 +19,7 @@ from amc_lightning.attacks.noise import RandomNoise
 from amc_lightning.attacks.pgm import PGDL1, PGDL2, PGM
 from amc_lightning.attacks.reference import APGDCE, APGDT, FAB, Square
 from amc_lightning.attacks.vap import VAP
-from amc_lightning.attacks.view import PLAIN, Execution, opened
+from amc_lightning.attacks.view import opened
 
 __all__ = [
     "APGDCE",

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from amc_lightning.attacks.base import Attack, CleanNeed, Start, StartsClean, TakesNoise
+from amc_lightning.attacks.copies import PLAIN, Execution
 from amc_lightning.attacks.randomness import isolated_randomness
-from amc_lightning.attacks.view import PLAIN, Execution, ModelView, opened
+from amc_lightning.attacks.view import ModelView, opened
 from amc_lightning.errors import NotFiniteError
 
 Norm = Literal["linf", "l2", "l1"]
@@ -127,7 +128,12 @@ class GuardedAttack:
             y: true class indices, (B,) int64.
             noise: as in ``__call__``.
             generator: as in ``__call__``.
+
+        Raises:
+            ValueError: without ``y``; else as ``__call__``.
         """
+        if y is None:
+            raise ValueError(f"attack {self.name}: craft needs y, to say which rows are fooled")
         with opened(model, x, y, self.execution) as view:
             before = view.gradient_rows, view.forward_rows
             x_adv, zero_gradient = self._craft(view, x, y, noise, generator, None)

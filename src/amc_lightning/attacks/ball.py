@@ -105,6 +105,11 @@ def _nonzero(scale: Tensor) -> Tensor:
     return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
-LINF = Ball("linf", lambda gradient, x: gradient.sign(), lambda delta, eps: delta.clamp(-eps, eps), _draw_linf)
+def _step_linf(gradient: Tensor, x: Tensor) -> Tensor:
+    # The sign of NaN is 0, which would hide it.
+    return torch.where(gradient.isnan(), gradient, gradient.sign())
+
+
+LINF = Ball("linf", _step_linf, lambda delta, eps: delta.clamp(-eps, eps), _draw_linf)
 L2 = Ball("l2", lambda gradient, x: unit_l2(gradient), _project_l2, _draw_l2)
 L1 = Ball("l1", _step_l1, project_l1, _draw_l1)

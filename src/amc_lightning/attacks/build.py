@@ -9,7 +9,7 @@ import torch
 
 from amc_lightning.attacks.attack import GuardedAttack, Label, Norm
 from amc_lightning.attacks.base import Attack
-from amc_lightning.attacks.view import PLAIN, Execution
+from amc_lightning.attacks.copies import PLAIN, Execution
 from amc_lightning.errors import UserError
 from amc_lightning.ranges import check_budget, check_ranges
 

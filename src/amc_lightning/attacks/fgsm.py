@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from amc_lightning.attacks.ball import LINF
 from amc_lightning.attacks.base import Attack, CleanNeed, Start, cross_entropy_direction, gradient_logits
 
 
@@ -67,4 +68,4 @@ class FGSM(Attack):
             (gradient,) = torch.autograd.grad(logits, point, cross_entropy_direction(logits, labels))
             images = point.detach()
         self.zero_gradient = ~(gradient != 0).flatten(1).any(dim=1)
-        return gradient.sign().mul_(self.eps).add_(images).clamp_(0.0, 1.0)
+        return LINF.step(gradient, images).mul_(self.eps).add_(images).clamp_(0.0, 1.0)

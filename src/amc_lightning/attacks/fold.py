@@ -3,10 +3,11 @@
 import weakref
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from amc_lightning.attacks.fold_graph import CannotFold, Recording, record
+from amc_lightning.attacks.fold_tangent import with_tangent
 
 __all__ = ["CannotFold", "CraftingCopy"]
 
@@ -36,6 +37,8 @@ class CraftingCopy:
         self._model = weakref.ref(model)
         self._dtype = dtype
         self._recording: Recording | None = None
+        self._with_tangent: fx.GraphModule | None = None
+        self._differentiated: Recording | None = None  # what `_with_tangent` was made of
         self.refresh()
 
     def refresh(self) -> None:
@@ -73,6 +76,33 @@ class CraftingCopy:
             images = images.to(self._dtype)
         logits: Tensor = self._recording.net.forward(_in_channels_last(images))
         return logits.float() if logits.dtype in _HALF else logits
+
+    def linearised(self, images: Tensor, direction: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the logits and their first-order change along a direction, for one forward pass more than the logits.
+
+        Args:
+            images: as for a call.
+            direction: like ``images``.
+
+        Returns:
+            Logits with their graph, bit for bit those of a call, and J d without one, both (B, K); J is the logits'
+            Jacobian. None, whatever the images, if a derivative is not known or the copy is in half precision.
+        """
+        if not self.has_derivative():
+            return None
+        assert self._with_tangent is not None
+        images = images if self._dtype is None else images.to(self._dtype)
+        direction = direction.detach().to(images.dtype)
+        logits, change = self._with_tangent.forward(_in_channels_last(images), _in_channels_last(direction))
+        return logits, change
+
+    def has_derivative(self) -> bool:
+        """Return whether ``linearised`` can; found out once for a recording."""
+        if self._differentiated is not self._recording:
+            assert self._recording is not None
+            self._with_tangent = with_tangent(self._recording.net)
+            self._differentiated = self._recording
+        return self._with_tangent is not None
 
     def agrees(self, images: Tensor, logits: Tensor, tolerance: float = 1e-5) -> bool:
         """Return whether the copy gives the model's logits for ``images``.

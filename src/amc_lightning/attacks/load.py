@@ -10,7 +10,7 @@ import yaml
 
 from amc_lightning.attacks.attack import GuardedAttack
 from amc_lightning.attacks.build import build
-from amc_lightning.attacks.view import Execution
+from amc_lightning.attacks.copies import Execution
 from amc_lightning.errors import UserError
 from amc_lightning.places import CONF_DIR
 

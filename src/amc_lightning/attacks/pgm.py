@@ -5,7 +5,6 @@ from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from amc_lightning.attacks.ball import L1, L2, LINF, Ball
 from amc_lightning.attacks.base import (
@@ -256,7 +255,10 @@ class _View:
         """Take the better points over; return which of those offered fool."""
         whole, rows = self.whole, self.rows
         fooled = logits.argmax(dim=1) != labels
-        losses = functional.cross_entropy(logits, labels, reduction="none").to(whole.loss)
+        # The cross-entropy is the softplus of this: the same order, but it saturates where the model is sure.
+        column = labels.unsqueeze(1)
+        others = logits.scatter(1, column, -torch.inf).logsumexp(dim=1)
+        losses = (others - logits.gather(1, column).squeeze(1)).to(whole.loss)
         before, known = whole.fooled[rows], whole.loss[rows]
         better = (fooled & ~before) | ((fooled == before) & ~(losses <= known))
         x = torch.where(rows_like(losses.isnan(), x), torch.nan, x)  # an answer that is no number must be noticed

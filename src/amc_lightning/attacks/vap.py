@@ -19,12 +19,13 @@ class VAP(Attack):
     """One l2 step along the dominant curvature of KL(f(x) || f(x + d)), found by power iteration. Needs no labels.
 
     The product of the KL's Hessian (J^T F J: J the logits' Jacobian, F the softmax's Fisher matrix at the clean answer)
-    with a direction is taken by one of three methods. ``exact`` takes J d by double backward: two to three passes for
-    one, right in any precision. ``logit`` takes J d from the change of the logits over a short step, the rest exactly:
-    the passes of the paper's own method, and in float32 nearly the exact direction (docs/method.md has the cosines); a
-    model that answers in half precision gets ``exact`` instead. ``finite`` is the paper's difference of gradients at
-    distance ``xi``, which in float32 with ``xi`` = 1e-6 is mostly rounding. A row whose curvature vanishes is returned
-    clean. Passes are made in float32 even where gradients in bfloat16 are allowed.
+    with a direction is taken by one of three methods. ``exact`` takes J d exactly, right in any precision: by double
+    backward, two to three passes for one, or through a crafting copy for the price of a forward pass. ``logit`` takes
+    J d from the change of the logits over a short step, the rest exactly: the passes of the paper's own method, and in
+    float32 mostly the exact direction (docs/attacks.md has the cosines); a model that answers in half precision gets
+    ``exact`` instead. ``finite`` is the paper's difference of gradients at distance ``xi``, which in float32 with
+    ``xi`` = 1e-6 is mostly rounding. A row whose curvature vanishes is returned clean. Passes are made in float32 even
+    where gradients in bfloat16 are allowed.
 
     Args:
         model: returns logits.
@@ -121,6 +122,11 @@ class VAP(Attack):
     def _exact_product(self, images: Tensor, clean_logits: Tensor, direction: Tensor) -> Tensor:
         """Return J^T F J d up to a positive factor per row: J the logits' Jacobian, F the softmax's Fisher matrix."""
         point = (images + OFF_TIES * direction).requires_grad_()
+        linearised = getattr(self.model, "linearised", None)
+        if linearised is not None and (pair := linearised(point, direction)) is not None:
+            logits, pushed = pair
+            (product,) = torch.autograd.grad(logits, point, _fisher_product(clean_logits, pushed))
+            return product
         logits = full_precision(self.get_logits(point))
         # J^T w is linear in w, so its derivative by w along d is J d, whatever w is.
         w = torch.zeros_like(logits, requires_grad=True)

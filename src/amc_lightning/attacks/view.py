@@ -1,40 +1,17 @@
 """What attacks see of a model: its logits, in the precision and by the path that the caller chose, and nothing else."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from amc_lightning.attacks.base import full_precision
-from amc_lightning.attacks.fold import CannotFold, CraftingCopy
+from amc_lightning.attacks.batch import check_batch
+from amc_lightning.attacks.copies import PLAIN, Execution, copies_of
+from amc_lightning.attacks.fold import CraftingCopy
 from amc_lightning.attacks.guard import guarded, unwrapped
 from amc_lightning.errors import UserError
-
-# Images read from 8 bits and resized may leave the box by rounding.
-BOX_TOLERANCE = 1e-6
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How passes are made while crafting.
-
-    Attributes:
-        fast: through a copy of the model with batch norm folded into convolutions and channels-last memory; the same
-            logits to 1e-5, which is checked on the first batch (else the plain model, with one warning).
-        bf16: gradients in bfloat16; what is decided (fooled or not, labels, distances) stays in float32.
-    """
-
-    fast: bool = False
-    bf16: bool = False
-
-
-PLAIN = Execution()
 
 
 class ModelView(nn.Module):
@@ -58,20 +35,20 @@ class ModelView(nn.Module):
 
     def __init__(self, model: nn.Module, images: Tensor, labels: Tensor | None, execution: Execution = PLAIN) -> None:
         super().__init__()
+        self.largest_label = check_batch(model, images, labels)
         self.anchor = nn.Parameter(images.new_empty(0), requires_grad=False)
         self.model = model
         self.training = False
         self.gradient_rows = 0
         self.forward_rows = 0
         self.dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-        self.largest_label = _check_batch(model, images, labels)
         self.checked = False
         self.answers_in_half = False
         self.probabilities: Tensor | None = None
         # Not modules of this one: torchattacks and the guard shall not see them.
         self._paths: dict[str, CraftingCopy | None] = {"float32": None, "bfloat16": None}
         if (execution.fast or execution.bf16) and len(images) > 0:
-            self._paths = _copies(model, images, execution)
+            self._paths = copies_of(model, images, execution)
 
     @property
     def crafting_dtype(self) -> torch.dtype:
@@ -120,18 +97,49 @@ class ModelView(nn.Module):
             )
         return bool(finite)
 
+    def linearised(self, images: Tensor, direction: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the logits, to be differentiated, and their derivative along a direction, both (B, K).
+
+        None where there is no copy that can; the derivative is then up to double backward.
+        """
+        copy = self._paths["float32"]
+        if copy is None or not copy.has_derivative():
+            return None
+        images = self._count(images)
+        if self._shown(images) is not images:
+            return None
+        pair = copy.linearised(images, direction)
+        if pair is not None:
+            self._check(images, pair[0])
+        return pair
+
     def _pass(self, images: Tensor, copy: CraftingCopy | None) -> Tensor:
+        images = self._count(images)
+        logits = self.model(images) if copy is None else copy(self._shown(images))
+        self._check(images, logits)
+        return full_precision(logits)
+
+    def _count(self, images: Tensor) -> Tensor:
+        """Count the rows of a pass; return them in the model's dtype."""
         if torch.is_grad_enabled() and images.requires_grad:
             self.gradient_rows += len(images)
         else:
             self.forward_rows += len(images)
-        if copy is None:
-            logits = self.model(images if self.dtype is None else images.to(self.dtype))
-        else:
-            # The copy stands for the model: whoever counts or records the model's inputs sees them all the same.
-            for hook in self.model._forward_pre_hooks.values():
-                hook(self.model, (images,))
-            logits = copy(images)
+        return images if self.dtype is None else images.to(self.dtype)
+
+    def _shown(self, images: Tensor) -> Tensor:
+        """Run the model's forward pre-hooks: a copy stands for it, and whoever counts its passes counts these too."""
+        for key, hook in self.model._forward_pre_hooks.items():
+            if key in self.model._forward_pre_hooks_with_kwargs:
+                result = hook(self.model, (images,), {})
+                result = result if result is None else result[0]
+            else:
+                result = hook(self.model, (images,))
+            if result is not None:
+                images = result[0] if isinstance(result, tuple) else result
+        return images
+
+    def _check(self, images: Tensor, logits: Tensor) -> None:
         if not self.checked:
             self._check_logits(images, logits)
         if torch.is_grad_enabled() and images.requires_grad and not logits.requires_grad:
@@ -142,7 +150,6 @@ class ModelView(nn.Module):
                 "needed: a forward without detach, no_grad or numpy",
                 "Attack a differentiable stand-in of the model.",
             )
-        return full_precision(logits)
 
     def _check_logits(self, images: Tensor, logits: object) -> None:
         name = type(self.model).__name__
@@ -166,7 +173,10 @@ class ModelView(nn.Module):
         self.checked = True
         self.answers_in_half = logits.dtype in (torch.float16, torch.bfloat16)
         values = logits.detach()
-        sums_to_1 = (values.sum(dim=1) - 1).abs().amax() < 1e-4
+        if len(values) == 0:
+            self.checked = False
+            return
+        sums_to_1 = (values.sum(dim=1, dtype=torch.float32) - 1).abs().amax() < (2e-2 if self.answers_in_half else 1e-4)
         self.probabilities = (values.amin() >= 0) & sums_to_1
 
 
@@ -192,82 +202,3 @@ def opened(
     model = unwrapped(model)
     with guarded(model):
         yield ModelView(model, images, labels, execution)
-
-
-def _check_batch(model: nn.Module, x: Tensor, y: Tensor | None) -> int:
-    """Refuse a batch that no attack could use; return its largest label."""
-    if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype not in (torch.float32, torch.float64):
-        found = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-        raise UserError(
-            "x", found, "are no images", "needed: (B, C, H, W) float32 in [0, 1]", "Add .float() / 255 to 8-bit images."
-        )
-    if y is not None and (y.dim() != 1 or len(y) != len(x) or y.dtype != torch.int64):
-        raise UserError(
-            "y",
-            f"{tuple(y.shape)} {y.dtype}",
-            f"are no labels of {len(x)} images",
-            f"needed: class indices, ({len(x)},) int64",
-            "Give one class index per image.",
-        )
-    devices = {parameter.device for parameter in model.parameters()}
-    if len(devices) == 1 and x.device not in devices:
-        raise UserError(
-            "x", str(x.device), "is not where the model is", f"needed: {devices.pop()}", "Move one to the other."
-        )
-    if x.numel() == 0:
-        return -1
-    lowest, highest = x.detach().aminmax()
-    ends = [lowest.double(), highest.double()]
-    if y is not None:
-        ends += [end.to(x.device).double() for end in y.aminmax()]
-    low, high, *labels = torch.stack(ends).tolist()  # the one wait for the device before an attack
-    if not (low >= -BOX_TOLERANCE and high <= 1 + BOX_TOLERANCE):
-        values = "NaN among its values" if low != low else f"values from {low:.4g} to {high:.4g}"
-        raise UserError(
-            "x",
-            values,
-            "is not a range of pixels",
-            "allowed: [0, 1]",
-            "Divide 8-bit images by 255, and normalise inside the model.",
-        )
-    if labels and labels[0] < 0:
-        raise UserError("y", int(labels[0]), "is no class", "allowed: 0 to K - 1", "Correct the labels.")
-    return int(labels[1]) if labels else -1
-
-
-_COPIES: "WeakKeyDictionary[nn.Module, dict[str, CraftingCopy | None]]" = WeakKeyDictionary()
-
-
-@torch.no_grad()
-def _copies(model: nn.Module, images: Tensor, execution: Execution) -> dict[str, CraftingCopy | None]:
-    """Return the copies of a model, with its weights of now; made and compared with the model on its first batch."""
-    made = _COPIES.setdefault(model, {})
-    if "float32" not in made:
-        made["float32"] = _tried(model, images)
-    if execution.bf16 and "bfloat16" not in made:
-        made["bfloat16"] = None if made["float32"] is None else CraftingCopy(model, dtype=torch.bfloat16)
-    wanted = {
-        "float32": made["float32"] if execution.fast else None,
-        "bfloat16": made["bfloat16"] if execution.bf16 else None,
-    }
-    for copy in wanted.values():
-        if copy is not None:
-            copy.refresh()
-    return wanted
-
-
-def _tried(model: nn.Module, images: Tensor) -> CraftingCopy | None:
-    try:
-        copy = CraftingCopy(model)
-        copy.refresh()
-    except CannotFold as error:
-        _log.warning("attacks use the plain %s, not a faster copy: %s", type(model).__name__, error)
-        return None
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
-    images = images[:8].detach().to(dtype)
-    if copy.agrees(images, model(images)):
-        return copy
-    _log.warning(
-        "attacks use the plain %s, not a faster copy: its logits differ by more than 1e-5", type(model).__name__
-    )
-    return None
