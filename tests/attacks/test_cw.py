@@ -208,3 +208,14 @@ def test_any_number_of_steps(steps: int, iterations: int) -> None:
     attack = CW(model, binary_search_steps=steps, max_iterations=iterations, initial_const=100.0, learning_rate=0.5)
     x_adv = attack(x, labels)
     assert (model(x_adv).argmax(dim=1) != labels).any()
+
+
+def test_black_and_white_images_are_attacked_with_the_defaults() -> None:
+    """Their pixels lie where tanh is flat: by the loss of the first hundred iterations nothing will ever come of it."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    model[1].weight.data = torch.randn(3, 36, generator=generator)
+    x = torch.rand(4, 1, 6, 6, generator=generator).round()
+    y = model(x).argmax(dim=1)
+    x_adv = CW(model)(x, y)
+    assert (model(x_adv).argmax(dim=1) != y).all()

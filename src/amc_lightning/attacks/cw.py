@@ -14,6 +14,8 @@ NO_UPPER_BOUND, KNOWN_BELOW = 1e10, 1e9
 # Keeps tanh space finite at pixels 0 and 1: the authors' value.
 INSIDE = 0.999999
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
+# A row that has moved by less than this, in l2, has not begun, and no plateau ends it: one step of 8 bits.
+BEGUN = 1 / 255
 
 
 class CW(Attack):
@@ -162,7 +164,9 @@ class CW(Attack):
             rows.gradient = (gradient + 2 * (x - rows.x0)) * slope
             if self.abort_early and k % period == 0:
                 loss = rows.c * hinge.detach().to(rows.c) + distance
-                going = (loss <= 0.9999 * rows.previous_loss).nonzero().squeeze(1)  # the host sync of a check
+                # A black or white pixel lies where tanh is flat, and takes long to begin.
+                begins = distance < BEGUN**2
+                going = ((loss <= 0.9999 * rows.previous_loss) | begins).nonzero().squeeze(1)  # the sync of a check
                 rows.previous_loss = loss
                 if len(going) < len(rows.rows):
                     best.merge_(rows, found)

@@ -23,9 +23,9 @@ class VAP(Attack):
     backward, two to three passes for one, or through a crafting copy for the price of a forward pass. ``logit`` takes
     J d from the change of the logits over a short step, the rest exactly: the passes of the paper's own method, and in
     float32 mostly the exact direction (docs/attacks.md has the cosines); a model that answers in half precision gets
-    ``exact`` instead. ``finite`` is the paper's difference of gradients at distance ``xi``, which in float32 with
-    ``xi`` = 1e-6 is mostly rounding. A row whose curvature vanishes is returned clean. Passes are made in float32 even
-    where gradients in bfloat16 are allowed.
+    ``exact`` instead (one that computes so but answers in float32 is not recognised). ``finite`` is the paper's
+    difference of gradients at distance ``xi``, which in float32 with ``xi`` = 1e-6 is mostly rounding. A row whose
+    curvature vanishes is returned clean. Passes are made in float32 even where gradients in bfloat16 are allowed.
 
     Args:
         model: returns logits.

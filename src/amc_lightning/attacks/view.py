@@ -176,6 +176,8 @@ class ModelView(nn.Module):
         if len(values) == 0:
             self.checked = False
             return
+        if len(values) == 1:  # a single row may sum to 1 by chance
+            return
         sums_to_1 = (values.sum(dim=1, dtype=torch.float32) - 1).abs().amax() < (2e-2 if self.answers_in_half else 1e-4)
         self.probabilities = (values.amin() >= 0) & sums_to_1
 
