@@ -5,8 +5,9 @@ Calling it crafts adversarial images and leaves the model exactly as it was. FGS
 here; any class of `torchattacks` joins by a YAML file.
 """
 
-from amc_lightning.attacks.attack import Crafted, GuardedAttack, Norm, share_clean
+from amc_lightning.attacks.attack import Crafted, GuardedAttack, share_clean
 from amc_lightning.attacks.autoattack import AutoAttack
+from amc_lightning.attacks.ball import Norm
 from amc_lightning.attacks.build import build
 from amc_lightning.attacks.copies import PLAIN, Execution
 from amc_lightning.attacks.cw import CW

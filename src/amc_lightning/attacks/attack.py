@@ -8,13 +8,13 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from amc_lightning.attacks.ball import Norm
 from amc_lightning.attacks.base import Attack, CleanNeed, Start, StartsClean, TakesNoise
 from amc_lightning.attacks.copies import PLAIN, Execution
 from amc_lightning.attacks.randomness import isolated_randomness
 from amc_lightning.attacks.view import ModelView, opened
 from amc_lightning.errors import NotFiniteError
 
-Norm = Literal["linf", "l2", "l1"]
 Label = Literal["true", "predicted"]
 ORDERS: Mapping[Norm, float] = {"linf": torch.inf, "l2": 2.0, "l1": 1.0}
 

@@ -5,11 +5,11 @@ from typing import cast
 
 from torch import Generator, Tensor, nn
 
+from amc_lightning.attacks.ball import Norm
 from amc_lightning.attacks.base import Start
 from amc_lightning.attacks.reference import APGDCE, FAB, Reference, Square
 from amc_lightning.attacks.reference_search import (
     DLR_CLASSES,
-    Norm,
     check_square,
     draw_starts,
     given_starts,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from amc_lightning.attacks.base import rows_like
 
 SPARSE_SHARE = 0.01
 """Share of the pixels that one l1 step moves: SLIDE's 99th percentile."""
+
+
+Norm = Literal["linf", "l2", "l1"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Ball:
         draw: (B, C, H, W) and a CPU generator, to points uniform in the unit ball, float32.
     """
 
-    norm: str
+    norm: Norm
     step: Callable[[Tensor, Tensor], Tensor]
     project: Callable[[Tensor, float], Tensor]
     draw: Callable[[Sequence[int], torch.Generator], Tensor]
@@ -39,8 +43,8 @@ def unit_l2(rows: Tensor) -> Tensor:
     """
     flat = rows.flatten(1)
     # By the largest entry first: the squares of a confident model's gradient underflow.
-    flat = flat / _nonzero(flat.abs().amax(dim=1, keepdim=True))
-    flat = flat / _nonzero(flat.norm(dim=1, keepdim=True))
+    flat = flat / nonzero(flat.abs().amax(dim=1, keepdim=True))
+    flat = flat / nonzero(flat.norm(dim=1, keepdim=True))
     return flat.view_as(rows)
 
 
@@ -101,7 +105,8 @@ def _draw_l1(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return (points * signs).view(tuple(shape))
 
 
-def _nonzero(scale: Tensor) -> Tensor:
+def nonzero(scale: Tensor) -> Tensor:
+    """Return the same with 1 in place of 0, to divide by."""
     return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
@@ -113,3 +118,4 @@ def _step_linf(gradient: Tensor, x: Tensor) -> Tensor:
 LINF = Ball("linf", _step_linf, lambda delta, eps: delta.clamp(-eps, eps), _draw_linf)
 L2 = Ball("l2", lambda gradient, x: unit_l2(gradient), _project_l2, _draw_l2)
 L1 = Ball("l1", _step_l1, project_l1, _draw_l1)
+BALLS = {ball.norm: ball for ball in (LINF, L2, L1)}

@@ -42,6 +42,7 @@ __all__ = [
     "cross_entropy_direction",
     "full_precision",
     "gradient_logits",
+    "is_zero",
     "rows_like",
 ]
 
@@ -145,6 +146,11 @@ def cross_entropy_direction(logits: Tensor, labels: Tensor) -> Tensor:
     column = labels.unsqueeze(1)
     others = logits.detach().scatter(1, column, -torch.inf).softmax(dim=1)
     return others.scatter(1, column, -1.0)
+
+
+def is_zero(images: Tensor) -> Tensor:
+    """Return which rows of (B, C, H, W) are zero throughout, (B,) bool; NaN is not."""
+    return images.flatten(1).abs().amax(dim=1) == 0  # on a CPU several times as fast as any()
 
 
 def rows_like(values: Tensor, images: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from typing import cast
 
 import torch
 
-from amc_lightning.attacks.attack import GuardedAttack, Label, Norm
+from amc_lightning.attacks.attack import GuardedAttack, Label
+from amc_lightning.attacks.ball import Norm
 from amc_lightning.attacks.base import Attack
 from amc_lightning.attacks.copies import PLAIN, Execution
 from amc_lightning.errors import UserError

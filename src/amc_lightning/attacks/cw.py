@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from amc_lightning.attacks.base import Attack, CleanNeed, Start, full_precision, rows_like
+from amc_lightning.attacks.base import Attack, CleanNeed, Start, full_precision, is_zero, rows_like
 
 # "Not known yet" for the upper bound of the search, and the limit below which it counts as known: the authors' values.
 NO_UPPER_BOUND, KNOWN_BELOW = 1e10, 1e9
@@ -102,7 +102,7 @@ class CW(Attack):
         assert gradient is not None
         wrong = _is_fooled(start.logits, labels, self.confidence)
         unknown = start.logits.isnan().any(dim=1)
-        flat = ~(gradient != 0).flatten(1).any(dim=1)
+        flat = is_zero(gradient)
         self.zero_gradient = flat & ~wrong & ~unknown
         rows = (~flat & ~wrong & ~unknown).nonzero().squeeze(1)
         # An answer that is no number must be noticed.

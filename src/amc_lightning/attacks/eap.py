@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from amc_lightning.attacks.base import Attack, CleanNeed, Start, full_precision, gradient_logits, rows_like
+from amc_lightning.attacks.base import Attack, CleanNeed, Start, full_precision, gradient_logits, is_zero, rows_like
 
 # "Not known yet" for the upper bound of the search, and the limit below which it counts as known: the authors' values.
 NO_UPPER_BOUND, KNOWN_BELOW = 1e10, 1e9
@@ -107,7 +107,7 @@ class EAP(Attack):
             start = Start(logits if self._gradients_are_exact else self._logits(x0), gradient)
         gradient0 = cast(Tensor, start.gradient)
         movable = ~self._is_fooled(start.logits, labels)
-        self.zero_gradient = movable & ~(gradient0 != 0).flatten(1).any(dim=1)
+        self.zero_gradient = movable & is_zero(gradient0)
         best = _Best(x0)
         # An answer that is no number must be noticed: no distance is ever smaller than this one.
         best.x = torch.where(rows_like(start.logits.isnan().any(dim=1), x0), torch.nan, best.x)

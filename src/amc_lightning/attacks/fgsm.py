@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from amc_lightning.attacks.ball import LINF
-from amc_lightning.attacks.base import Attack, CleanNeed, Start, cross_entropy_direction, gradient_logits
+from amc_lightning.attacks.base import Attack, CleanNeed, Start, cross_entropy_direction, gradient_logits, is_zero
 
 
 class FGSM(Attack):
@@ -67,5 +67,5 @@ class FGSM(Attack):
             logits = gradient_logits(self.model, point)
             (gradient,) = torch.autograd.grad(logits, point, cross_entropy_direction(logits, labels))
             images = point.detach()
-        self.zero_gradient = ~(gradient != 0).flatten(1).any(dim=1)
+        self.zero_gradient = is_zero(gradient)
         return LINF.step(gradient, images).mul_(self.eps).add_(images).clamp_(0.0, 1.0)

@@ -2,19 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from amc_lightning.attacks.ball import BALLS, Norm
 from amc_lightning.attacks.base import Attack, full_precision, rows_like
 
 
 class RandomNoise(Attack):
     """Add random noise within a budget; of several draws, keep the one that harms most.
 
-    The noise is uniform in the l-inf ball, on the l2 sphere, or in the l1 ball, and clipped with the image to [0, 1]
+    The noise is uniform in the ball of its norm, and clipped with the image to [0, 1]
     afterwards. Of ``restarts`` draws each row keeps the first that fools the model, else the one with the largest
     cross-entropy; a single draw is not judged and costs no pass. The clean image is not among the draws, so that
     noise may also mend a row that was wrong. Labels are required for more than one draw.
@@ -28,9 +29,7 @@ class RandomNoise(Attack):
 
     draws_nothing = True
 
-    def __init__(
-        self, model: nn.Module, eps: float = 0.3, norm: Literal["linf", "l2", "l1"] = "linf", restarts: int = 1
-    ) -> None:
+    def __init__(self, model: nn.Module, eps: float = 0.3, norm: Norm = "linf", restarts: int = 1) -> None:
         """Keep the parameters; the class says what they mean."""
         super().__init__("RandomNoise", model)
         self.eps = eps
@@ -46,7 +45,8 @@ class RandomNoise(Attack):
     def draw_noise(shape: Sequence[int], generator: torch.Generator, **arguments: object) -> Tensor | None:
         """Draw noise in the unit ball: (B, C, H, W), or (B, restarts, C, H, W) for more than one draw."""
         restarts = cast(int, arguments.get("restarts", 1))
-        draws = [_draw(shape, generator, arguments.get("norm", "linf")) for _ in range(restarts)]
+        ball = BALLS[cast(Norm, arguments.get("norm", "linf"))]
+        draws = [ball.draw(shape, generator) for _ in range(restarts)]
         return torch.stack(draws, dim=1) if restarts > 1 else draws[0]
 
     def forward(self, images: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
@@ -88,17 +88,3 @@ class RandomNoise(Attack):
         """Return each row's cross-entropy, and whether the model gets it wrong."""
         logits = full_precision(self.get_logits(x))
         return functional.cross_entropy(logits, labels, reduction="none"), logits.argmax(dim=1) != labels
-
-
-def _draw(shape: Sequence[int], generator: torch.Generator, norm: object) -> Tensor:
-    if norm == "linf":
-        return torch.rand(tuple(shape), generator=generator).mul_(2.0).sub_(1.0)
-    rows = (shape[0], math.prod(shape[1:]))
-    if norm == "l2":
-        return functional.normalize(torch.randn(rows, generator=generator), dim=1).view(*shape)
-    # Signed exponentials over their sum are uniform on the l1 sphere; an n-th root of a uniform radius fills it.
-    size = torch.empty(rows).exponential_(generator=generator)
-    sign = torch.randint(2, rows, generator=generator).mul_(2).sub_(1)
-    radius: Tensor = torch.rand(rows[0], 1, generator=generator) ** (1 / rows[1])
-    noise = radius * sign * size / size.sum(dim=1, keepdim=True)
-    return noise.view(*shape)

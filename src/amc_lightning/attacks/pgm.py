@@ -14,6 +14,7 @@ from amc_lightning.attacks.base import (
     cross_entropy_direction,
     full_precision,
     gradient_logits,
+    is_zero,
     rows_like,
 )
 
@@ -157,7 +158,7 @@ class PGM(Attack):
             else:
                 gradient, logits = self._gradient(x_adv, labels, judged=watched is not None)
             if step == 0 and self.zero_gradient is None:
-                self.zero_gradient = ~(gradient != 0).flatten(1).any(dim=1)
+                self.zero_gradient = is_zero(gradient)
             if watched is not None:
                 fooled = watched.offer(x_adv, logits, labels)
                 if self.compact:

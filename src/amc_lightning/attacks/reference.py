@@ -18,10 +18,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from amc_lightning.attacks.ball import Norm
 from amc_lightning.attacks.base import Attack, CleanNeed, Start
 from amc_lightning.attacks.reference_search import (
     DLR_CLASSES,
-    Norm,
     Standing,
     check_square,
     draw_starts,

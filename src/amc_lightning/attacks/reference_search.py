@@ -9,7 +9,6 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted, L1_projection
@@ -17,10 +16,10 @@ from pyautoattack.fab_base import FABAttack
 from pyautoattack.square import SquareAttack
 from torch import Tensor
 
+from amc_lightning.attacks.ball import Norm
 from amc_lightning.attacks.base import Start, full_precision, rows_like
 from amc_lightning.errors import UserError
 
-Norm = Literal["linf", "l2", "l1"]
 THEIR_NAME = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 # Targeted DLR divides by a difference of the first, third and fourth largest logit.
 DLR_CLASSES = 4

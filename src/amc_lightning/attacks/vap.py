@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from amc_lightning.attacks.ball import unit_l2
-from amc_lightning.attacks.base import Attack, CleanNeed, Start, full_precision
+from amc_lightning.attacks.ball import nonzero, unit_l2
+from amc_lightning.attacks.base import Attack, CleanNeed, Start, full_precision, is_zero
 
 LOGIT_STEP = 1e-3
 """Length of the step in which ``logit`` takes the change of the logits: rounding and curvature are both small there."""
@@ -109,7 +109,7 @@ class VAP(Attack):
         direction = unit_l2(torch.randn_like(images) if noise is None else noise)
         for _ in range(self.num_iters):
             direction = unit_l2(product(images, clean_logits, direction))
-        self.zero_gradient = ~(direction != 0).flatten(1).any(dim=1)
+        self.zero_gradient = is_zero(direction)
         return direction.mul_(self.eps).add_(images).clamp_(0.0, 1.0)
 
     def _logit_product(self, images: Tensor, clean_logits: Tensor, direction: Tensor) -> Tensor:
@@ -159,8 +159,4 @@ def _fisher_product(logits: Tensor, u: Tensor) -> Tensor:
     u = u - u.gather(1, top)
     mean = (q * u).sum(dim=1, keepdim=True)
     v = (q * (u - rest * mean)).scatter(1, top, (rest - 1) * mean)
-    return v / _nonzero(v.abs().amax(dim=1, keepdim=True))
-
-
-def _nonzero(scale: Tensor) -> Tensor:
-    return torch.where(scale == 0, torch.ones_like(scale), scale)
+    return v / nonzero(v.abs().amax(dim=1, keepdim=True))

@@ -82,7 +82,8 @@ class ModelView(nn.Module):
         Raises:
             UserError: if the first logits were probabilities.
         """
-        flags = [x_adv.isfinite().all()]
+        ends = torch.stack(x_adv.aminmax())  # several times as fast as isfinite() of every pixel
+        flags = [ends.isfinite().all()]
         if self.probabilities is not None:
             flags.append(self.probabilities)
             self.probabilities = None
