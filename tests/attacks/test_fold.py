@@ -240,6 +240,118 @@ def test_refresh_follows_replaced_parts(net: nn.Module, batch) -> None:
     assert crafting.agrees(x.double(), plain_logits(net, x.double()), tolerance=1e-12)
 
 
+class Settings(nn.Module):
+    """A forward with what a trace keeps as it was: numbers, flags, what is None, functions, layers called in a loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(nn.Conv2d(3, 4, 3, padding=2), nn.BatchNorm2d(4), nn.LeakyReLU(0.1))
+        self.scale, self._shift, self.flips, self.powers = 1.0, 0.5, False, [1, 2]
+        self.activation, self.mask = torch.tanh, None
+        self.register_buffer("gain", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.convs:
+            x = layer(x)
+        x = self.activation(self.scale * x + self._shift)
+        x = sum(x**power for power in self.powers).mean(dim=(2, 3))
+        x = x if self.mask is None else x * self.mask
+        x = x if self.gain is None else x * self.gain
+        return -x if self.flips else x
+
+
+def _negative(net: nn.Module, x: Tensor) -> Tensor:
+    return net.convs(x).mean(dim=(2, 3))
+
+
+def _replace(net: nn.Module, **settings: int) -> None:
+    new = nn.Conv2d(3, 4, 3, **{"padding": 2, **settings})
+    new.load_state_dict(net.convs[0].state_dict())
+    net.convs[0] = new
+
+
+def _reorder(net: nn.Module) -> None:
+    net.convs._modules["1"] = net.convs._modules.pop("1")
+
+
+CHANGES: dict[str, Callable[[nn.Module], object]] = {
+    "a layer appended": lambda net: net.convs.append(nn.Softplus()),
+    "layers in another order": _reorder,
+    "dilation of another": lambda net: _replace(net, dilation=2),
+    "stride of another": lambda net: _replace(net, stride=2),
+    "padding of another": lambda net: _replace(net, padding=0),
+    "dilation": lambda net: setattr(net.convs[0], "dilation", (2, 2)),
+    "slope": lambda net: setattr(net.convs[2], "negative_slope", 0.7),
+    "eps": lambda net: setattr(net.convs[1], "eps", 0.5),
+    "a number": lambda net: setattr(net, "scale", 2.0),
+    "a private number": lambda net: setattr(net, "_shift", -0.5),
+    "a flag": lambda net: setattr(net, "flips", True),
+    "a list": lambda net: net.powers.append(3),
+    "a function": lambda net: setattr(net, "activation", torch.sigmoid),
+    "a tensor for None": lambda net: setattr(net, "mask", torch.rand(4)),
+    "a buffer for None": lambda net: setattr(net, "gain", torch.rand(4)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_refresh_follows_settings(name: str) -> None:
+    with seeded(0):
+        net, x = with_statistics(Settings()), torch.rand(4, 3, 12, 12)
+        crafting = CraftingCopy(net)
+        recording = crafting._recording
+        crafting.refresh()
+        assert crafting._recording is recording
+        CHANGES[name](net)
+        logits = plain_logits(net, x)
+        assert not crafting.agrees(x, logits)
+        crafting.refresh()
+        assert crafting.agrees(x, logits)
+        assert crafting._recording is not recording
+        recording = crafting._recording
+        crafting.refresh()
+        assert crafting._recording is recording
+
+
+def test_refresh_follows_a_class_whose_forward_is_patched(monkeypatch: pytest.MonkeyPatch) -> None:
+    with seeded(0):
+        net, x = Settings(), torch.rand(4, 3, 12, 12)
+    crafting = CraftingCopy(net)
+    monkeypatch.setattr(Settings, "forward", _negative)
+    crafting.refresh()
+    assert crafting.agrees(x, plain_logits(net, x))
+
+
+def test_refresh_gives_up_on_attributes_that_change_from_call_to_call() -> None:
+    net, x = Settings(), torch.rand(4, 3, 12, 12)
+    crafting = CraftingCopy(net)
+    for _ in range(3):
+        net.scale += 1
+        crafting.refresh()
+    for _ in range(6):
+        net.scale += 1
+        with pytest.raises(CannotFold, match=r"its plain attributes change from call to call .*'scale'"):
+            crafting.refresh()
+    assert crafting.recordings == 4
+    net.scale = 3.0
+    for _ in range(30):
+        try:
+            crafting.refresh()
+        except CannotFold:
+            continue
+    assert crafting.agrees(x, plain_logits(net, x))
+
+
+def test_a_setting_changed_once_in_a_while_is_followed() -> None:
+    """As one that is scheduled by the epoch."""
+    net, x = Settings(), torch.rand(4, 3, 12, 12)
+    crafting = CraftingCopy(net)
+    for _ in range(8):
+        net.scale += 0.5
+        for _ in range(20):
+            crafting.refresh()
+    assert crafting.agrees(x, plain_logits(net, x))
+
+
 @pytest.mark.gpu
 def test_refresh_follows_to_another_device(batch) -> None:
     net = LeNet(1, (28, 28), 10)
@@ -326,6 +438,55 @@ class ReadsStrides(nn.Module):
         return x.as_strided((2, 4), (4, 1))
 
 
+class CountsInABuffer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("n", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.n += 1
+        return x.flatten(1)
+
+
+class CountsInPlace(CountsInABuffer):
+    def forward(self, x: Tensor) -> Tensor:
+        self.n.add_(1)
+        return x.flatten(1)
+
+
+class Remembers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Module()
+        self.inner.register_buffer("hist", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.inner.hist = torch.cat([self.inner.hist, x.mean().view(1)])
+        return x.flatten(1)
+
+
+class AddsToItsOwn(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        total = torch.zeros(3)
+        total.add_(x.mean())
+        return x.flatten(1)[:, :3] + total
+
+
+class WritesToImages(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x.sub_(0.1)
+        return x.flatten(1)
+
+
+class Unregistered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = [nn.Linear(4, 3)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers[0](x)
+
+
 class Uncopyable(nn.Module):
     def __deepcopy__(self, memo: object) -> nn.Module:
         raise RuntimeError("there can be only one")
@@ -352,6 +513,12 @@ BAD: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "no_grad": (StopsGradients, "switches gradients off"),
     "two outputs": (TwoOutputs, "one tensor"),
     "strides": (ReadsStrides, r"strides .as_strided."),
+    "buffer": (CountsInABuffer, "its forward changes its buffer 'n'"),
+    "buffer in place": (CountsInPlace, "its forward changes its tensor 'n'"),
+    "buffer of a part": (Remembers, "its forward changes its buffer 'inner.hist'"),
+    "constant": (AddsToItsOwn, "its forward writes to a tensor that it makes"),
+    "images": (WritesToImages, "its forward writes to its images"),
+    "not a submodule": (Unregistered, "torch.fx cannot trace it"),
     "copy": (Uncopyable, "there can be only one"),
     "forward hook": (lambda: hooked("register_forward_hook", lambda *_: None, inner=False), "it has a forward or back"),
     "inner pre-hook": (lambda: hooked("register_forward_pre_hook", lambda *_: None, inner=True), "'body.0' has a forw"),
@@ -452,3 +619,35 @@ def test_weights_are_channels_last() -> None:
     convolutions = [module for module in crafting._recording.net.modules() if isinstance(module, nn.Conv2d)]
     assert len(convolutions) == 31
     assert all(conv.weight.is_contiguous(memory_format=torch.channels_last) for conv in convolutions)
+
+
+@pytest.mark.parametrize("size", [(12, 12), (13, 12), (12, 13)])
+def test_pooling_without_indices_is_pooling(size: tuple[int, int]) -> None:
+    class Pools(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(
+                nn.Conv2d(1, 6, 5, padding=2),
+                nn.MaxPool2d(2),
+                nn.ReLU(),
+                nn.MaxPool2d(kernel_size=(2, 2)),
+                nn.Flatten(),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x)
+
+    model = Pools().eval()
+    images = torch.rand(4, 1, *size, generator=torch.Generator().manual_seed(0))
+    images[:, :, :4] = 0.0  # ties
+    copy = CraftingCopy(model)
+    with torch.no_grad():
+        torch.testing.assert_close(copy(images), model(images), rtol=0, atol=1e-6)
+    gradients = []
+    for function in (copy, model):
+        point = images.clone().requires_grad_()
+        logits = function(point)
+        torch.testing.assert_close(logits, model(images), rtol=0, atol=1e-6)
+        gradients += torch.autograd.grad(logits.square().sum(), point)
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-5)
+    assert copy.has_derivative()

@@ -1,11 +1,12 @@
-"""Convolutions of a crafting copy: batch norm folded into their weights, and a form that a CPU does faster."""
+"""Convolutions of a crafting copy, batch norm folded in or in a form that a CPU does faster; cheaper operations."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 # Pixels a side of the blocks that `BlockedConv2d` takes as channels: 16 fill the vector units that 1 leaves empty.
@@ -112,6 +113,9 @@ class BlockedConv2d(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return what the plain convolution gives for images (..., 1, H, W), contiguous."""
+        if not (torch.is_grad_enabled() and images.requires_grad):  # forward alone, the plain one is faster
+            plain: Tensor = self.plain(images)
+            return plain
         sizes, needed = [], []
         for side, kernel, padding, reach in zip(
             images.shape[-2:], self.plain.kernel_size, self.padding, self.reach, strict=True
@@ -123,3 +127,59 @@ class BlockedConv2d(nn.Module):
         blocks = functional.conv2d(functional.pixel_unshuffle(padded, BLOCK), self.weight, self.bias)
         features = functional.pixel_shuffle(blocks, BLOCK)
         return features[..., : sizes[0], : sizes[1]]
+
+
+def subsampling(node: fx.Node) -> tuple[int, int] | None:
+    """Return the steps if a node is ``x[:, :, ::down, ::right]`` and nobody writes to the result."""
+    if node.op != "call_function" or node.target is not operator.getitem:
+        return None
+    index: Any = node.args[1]
+    if not isinstance(index, tuple) or len(index) != 4 or not all(isinstance(part, slice) for part in index):
+        return None
+    steps = [1 if part.step is None else part.step for part in index]
+    whole = all(part.start in (None, 0) and part.stop is None for part in index)
+    readers = (functional.pad, operator.add, torch.add, add_)
+    read_only = all(user.op == "call_function" and user.target in readers for user in node.users)
+    if not whole or not read_only or not all(type(step) is int for step in steps) or steps[:2] != [1, 1]:
+        return None
+    return None if steps[2:] == [1, 1] else (steps[2], steps[3])
+
+
+def subsample(features: Tensor, step_down: int, step_right: int) -> Tensor:
+    """Return every so-manyth pixel as a pooling of 1x1 windows; the gradient of a slice would lose the format."""
+    if features.dim() != 4 or not features.is_floating_point():
+        return features[:, :, ::step_down, ::step_right]
+    return functional.avg_pool2d(features, 1, (step_down, step_right))
+
+
+def add_(total: Tensor, other: Tensor) -> Tensor:
+    """Return the sum, in place of ``total`` where it has its shape and dtype."""
+    tensors = isinstance(total, Tensor) and isinstance(other, Tensor)
+    if tensors and total.shape == other.shape and total.dtype == other.dtype:
+        return total.add_(other)
+    return total + other
+
+
+class PairedMaxPool2d(nn.MaxPool2d):
+    """A 2x2 max pooling that keeps no indices where no gradient will ask for them: on a CPU ten times as fast."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return what max pooling gives for features (..., H, W)."""
+        wants_gradient = torch.is_grad_enabled() and features.requires_grad
+        if wants_gradient or features.shape[-1] % 2 or features.shape[-2] % 2:
+            pooled: Tensor = super().forward(features)
+            return pooled
+        rows = torch.maximum(features[..., ::2, :], features[..., 1::2, :])
+        return torch.maximum(rows[..., ::2], rows[..., 1::2])
+
+
+def paired(module: nn.Module | Tensor) -> PairedMaxPool2d | None:
+    """Return the paired form of a 2x2 max pooling; None for anything else."""
+    if type(module) is not nn.MaxPool2d or module.return_indices or module.ceil_mode:
+        return None
+    plain = module.kernel_size, module.stride, module.padding, module.dilation
+    return (
+        PairedMaxPool2d(2)
+        if plain in ((2, 2, 0, 1), ((2, 2), (2, 2), 0, 1), ((2, 2), (2, 2), (0, 0), (1, 1)))
+        else None
+    )

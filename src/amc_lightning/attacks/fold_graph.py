@@ -2,6 +2,7 @@
 
 import copy
 import operator
+import re
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,14 +20,27 @@ from amc_lightning.attacks.fold_convolution import (
     FoldedPair,
     Name,
     Values,
+    add_,
     fill_folds,
     is_blockable,
+    paired,
+    subsample,
+    subsampling,
 )
 
 _MODEL = "model"  # the attribute of `_OneInput`, hence the first part of every traced name
 _M = TypeVar("_M", bound=nn.Module)
 # What a user's forward may do with a stand-in for a tensor; anything else is a bug here and keeps its traceback.
-_TRACE_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError)
+_TRACE_ERRORS = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    NameError,
+)
 
 
 class CannotFold(ValueError):  # noqa: N818 - no mistake of anyone's: the caller goes on with the model itself
@@ -88,7 +102,6 @@ class Recording:
 
     Attributes:
         net: computes the logits.
-        types: of the live model's modules that take part, by name.
         looks: shape, dtype and device of the live model's tensors that take part, by module name and attribute.
         copies: tensors of the copy that have the value of one of those.
         folds: convolutions whose values have to be computed.
@@ -96,24 +109,24 @@ class Recording:
     """
 
     net: fx.GraphModule = field(init=False)
-    types: dict[str, type[nn.Module]] = field(default_factory=dict)
     looks: dict[Name, tuple[object, ...] | None] = field(default_factory=dict)
     copies: list[tuple[Name, Tensor]] = field(default_factory=list)
     folds: list[FoldedPair] = field(default_factory=list)
     blocked: list["BlockedConv2d"] = field(default_factory=list)
 
     def read(self, modules: Mapping[str, nn.Module]) -> Values | None:
-        """Return the live model's tensors that take part; None where it is not the model that was recorded."""
-        for name, kind in self.types.items():
-            if type(modules.get(name)) is not kind:
+        """Return the live model's tensors that take part; None where they are not as in what was recorded.
+
+        Args:
+            modules: of the live model, of the same names and settings as then.
+        """
+        values = {}
+        for key, look in self.looks.items():
+            tensor = getattr(modules[key[0]], key[1], None)
+            if _look(tensor) != look:
                 return None
-        values = {
-            (name, attribute): tensor
-            for name, attribute in self.looks
-            if isinstance(tensor := getattr(modules[name], attribute, None), Tensor) or tensor is None
-        }
-        same = all(_look(values.get(name)) == look for name, look in self.looks.items())
-        return values if same else None
+            values[key] = tensor
+        return values
 
     def fill(self, values: Values) -> None:
         """Give every tensor of the copy its value."""
@@ -135,25 +148,70 @@ def _tensors_of(module: nn.Module) -> dict[str, Tensor | None]:
 
 
 def record(model: nn.Module, dtype: torch.dtype | None) -> Recording:
-    """Trace ``model``, on a twin: tracing runs the model's code, in eval mode, and keeps constants as attributes."""
-    kind = type(model).__name__
+    """Return the operations of ``model`` in eval mode, with tensors that have no values yet."""
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    try:
+        if len(devices) > 1:
+            raise NotRecordedError("its tensors are on several devices")
+        root, graph = _traced(model)
+        _refuse_writes(root, graph)
+        return _Builder(root, graph, dtype).build(blocks=devices == {torch.device("cpu")})
+    except NotRecordedError as error:
+        raise CannotFold(f"no crafting copy of {type(model).__name__}: {error}") from error
+
+
+def _traced(model: nn.Module) -> tuple[_OneInput, fx.Graph]:
+    """Trace a twin of the model: tracing runs the model's code, and keeps constants as attributes."""
     try:
         # The caller's pre-hooks stay out of the twin: they would count a pass of it, and may hold anything.
         twin = copy.deepcopy(model, {id(model._forward_pre_hooks): OrderedDict()})
         for module in twin.modules():
             module.training = False
-        root = _OneInput(twin)
+        root, before = _OneInput(twin), _buffers_of(twin)
         with torch.enable_grad(), torch.random.fork_rng(devices=[]), _without_custom_functions():
             graph = _Tracer().trace(root)
-    except (*_TRACE_ERRORS, NotRecordedError, fx.proxy.TraceError) as error:
+    except (*_TRACE_ERRORS, fx.proxy.TraceError) as error:
         reason = str(error).strip().split("\n", 1)[0]
-        if not isinstance(error, NotRecordedError):
-            reason = f"torch.fx cannot trace it ({type(error).__name__}: {reason})"
-        raise CannotFold(f"no crafting copy of {kind}: {reason}") from error
+        raise NotRecordedError(f"torch.fx cannot trace it ({type(error).__name__}: {reason})") from error
+    after = _buffers_of(twin)
+    for name in {**before, **after}:
+        if before.get(name) is not after.get(name):
+            raise NotRecordedError(f"its forward changes its buffer {name!r}")
     (output,) = graph.find_nodes(op="output")
     if not isinstance(output.args[0], fx.Node):
-        raise CannotFold(f"no crafting copy of {kind}: it does not return one tensor")
-    return _Builder(root, graph, dtype).build()
+        raise NotRecordedError("it does not return one tensor")
+    return root, graph
+
+
+def _buffers_of(model: nn.Module) -> dict[str, object]:
+    """Return the buffers by name, whatever a trace has put in their place."""
+    parts = model.named_modules()
+    return {f"{name}.{key}".lstrip("."): value for name, part in parts for key, value in part._buffers.items()}
+
+
+def _refuse_writes(root: _OneInput, graph: fx.Graph) -> None:
+    """Refuse what writes to memory that outlives a call: the images, and tensors of the model or made by the trace."""
+    owners: dict[object, str] = {}  # of nodes in such memory: what writing to them would be
+    for node in graph.nodes:
+        first, out = node.args[0] if node.args else None, node.kwargs.get("out")
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        writes = bool(node.kwargs.get("inplace") or _WRITING.fullmatch(name))
+        shares = bool(_SHARING.fullmatch(name))
+        if node.op == "placeholder":
+            owners[node] = "its forward writes to its images"
+        elif node.op == "get_attr":
+            own = name.removeprefix(f"{_MODEL}.")
+            owners[node] = "its forward " + (
+                "writes to a tensor that it makes" if own == name else f"changes its tensor {own!r}"
+            )
+        elif node.op == "call_module":
+            part = root.get_submodule(name)
+            shares = isinstance(part, nn.Identity | nn.Flatten | nn.Unflatten | nn.modules.dropout._DropoutNd)
+            writes = not shares and any(getattr(inner, "inplace", False) for inner in part.modules())
+        if (writes and first in owners) or out in owners:
+            raise NotRecordedError(owners[first if out is None else out])
+        if shares and first in owners:
+            owners[node] = owners[first]
 
 
 class _Builder:
@@ -167,12 +225,8 @@ class _Builder:
         self.shared: dict[str, str] = {}
         self.result = Recording()
 
-    def build(self) -> Recording:
+    def build(self, *, blocks: bool) -> Recording:
         """Take over modules and tensors first, since what may work in place depends on them."""
-        devices = {tensor.device for tensor in (*self.root.parameters(), *self.root.buffers())}
-        if len(devices) > 1:
-            kind = type(self.root.model).__name__
-            raise CannotFold(f"no crafting copy of {kind}: its tensors are on several devices")
         folded = set()
         for node in list(self.graph.nodes):
             if node.op == "call_module" and node not in folded:
@@ -182,7 +236,7 @@ class _Builder:
                 self._take_tensor(node)
         for node in list(self.graph.nodes):
             self._cheapen(node)
-        if devices == {torch.device("cpu")}:
+        if blocks:
             for node in self.graph.find_nodes(op="call_module"):
                 self._block(node)
         self.graph.lint()
@@ -245,12 +299,10 @@ class _Builder:
         self.own[node.target] = own
         if name.startswith(f"{_MODEL}."):
             module, _, attribute = name.removeprefix(f"{_MODEL}.").rpartition(".")
-            self.result.types.setdefault(module, type(self.root.model.get_submodule(module)))
             self.result.looks.setdefault((module, attribute), _look(value))
             self.result.copies.append(((module, attribute), own))
 
     def _watch(self, name: str, twin: nn.Module) -> None:
-        self.result.types.setdefault(name, type(twin))
         for attribute, tensor in _tensors_of(twin).items():
             self.result.looks.setdefault((name, attribute), _look(tensor))
 
@@ -280,13 +332,12 @@ class _Builder:
             if not any(isinstance(argument, torch.dtype) for argument in (*node.args, *node.kwargs.values())):
                 node.target = node.target.replace("view", "reshape")
         elif node.op == "call_method" and node.target in _STRIDED:
-            kind = type(self.root.model).__name__
-            raise CannotFold(f"no crafting copy of {kind}: its forward uses strides ({node.target})")
+            raise NotRecordedError(f"its forward uses strides ({node.target})")
         elif node.op == "call_function" and node.target is functional.dropout and _dropout_is_off(node):
             node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
             self.graph.erase_node(node)
-        elif steps := _subsampling(node):
-            _become(node, _subsample, (node.args[0], *steps))
+        elif steps := subsampling(node):
+            _become(node, subsample, (node.args[0], *steps))
         elif node.op == "call_function" and node.target in (operator.add, torch.add):
             self._add_in_place(node)
         elif self._is_relu(node) and len(node.args) == 1 and self._is_free(node.args[0]):
@@ -296,7 +347,7 @@ class _Builder:
         if len(node.args) == 2 and not node.kwargs and node.args[0] is not node.args[1]:
             for total, other in (node.args, node.args[::-1]):
                 if isinstance(other, fx.Node) and self._is_free(total):
-                    _become(node, _add_, (total, other))
+                    _become(node, add_, (total, other))
                     return
 
     def _is_relu(self, node: fx.Node) -> bool:
@@ -310,7 +361,7 @@ class _Builder:
             return False
         if value.op == "call_module":
             return type(self.own[str(value.target)]) in (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
-        return value.op == "call_function" and value.target in (operator.add, _add_)
+        return value.op == "call_function" and value.target in (operator.add, add_)
 
     def _block(self, node: fx.Node) -> None:
         own = self.own[str(node.target)]
@@ -319,8 +370,19 @@ class _Builder:
             blocked = BlockedConv2d(own)
             self.own[str(node.target)] = blocked
             self.result.blocked.append(blocked)
+        elif pool := paired(own):
+            self.own[str(node.target)] = pool
 
 
+# Names of operations that write to their first argument, and of those whose result may be in its memory.
+_WRITING = re.compile(
+    r"(?!(and|or|is|not)_)[a-z]\w*[^_]_|(__)?setitem(__)?|(__)?i(add|and|mod|mul|or|pow|sub|xor|(true|floor)div)(__)?"
+)
+_SHARING = re.compile(
+    r"alias|broadcast_to|chunk|contiguous|cpu|cuda|detach|diagonal|double|dropout|expand(_as)?|(un)?flatten|float|getattr"
+    r"|(__)?getitem(__)?|hsplit|movedim|narrow|permute|reshape(_as)?|select|split|(un)?squeeze|swap(axes|dims)|t"
+    r"|tensor_split|to|transpose|type(_as)?|unbind|unfold|view(_as)?|vsplit"
+)
 # What depends on how memory is laid out, which is another in the copy.
 _STRIDED = ("as_strided", "as_strided_", "stride", "is_contiguous", "storage_offset", "data_ptr", "untyped_storage")
 
@@ -336,34 +398,3 @@ def _become(node: fx.Node, function: Callable[..., Any], arguments: Sequence[Any
 def _dropout_is_off(node: fx.Node) -> bool:
     training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
     return training is False and bool(node.args)
-
-
-def _subsampling(node: fx.Node) -> tuple[int, int] | None:
-    """Return the steps if a node is ``x[:, :, ::down, ::right]`` and nobody writes to the result."""
-    if node.op != "call_function" or node.target is not operator.getitem:
-        return None
-    index: Any = node.args[1]
-    if not isinstance(index, tuple) or len(index) != 4 or not all(isinstance(part, slice) for part in index):
-        return None
-    steps = [1 if part.step is None else part.step for part in index]
-    whole = all(part.start in (None, 0) and part.stop is None for part in index)
-    readers = (functional.pad, operator.add, torch.add, _add_)
-    read_only = all(user.op == "call_function" and user.target in readers for user in node.users)
-    if not whole or not read_only or not all(type(step) is int for step in steps) or steps[:2] != [1, 1]:
-        return None
-    return None if steps[2:] == [1, 1] else (steps[2], steps[3])
-
-
-def _subsample(features: Tensor, step_down: int, step_right: int) -> Tensor:
-    """Return every so-manyth pixel as a pooling of 1x1 windows; the gradient of a slice would lose the format."""
-    if features.dim() != 4 or not features.is_floating_point():
-        return features[:, :, ::step_down, ::step_right]
-    return functional.avg_pool2d(features, 1, (step_down, step_right))
-
-
-def _add_(total: Tensor, other: Tensor) -> Tensor:
-    """Return the sum, in place of ``total`` where it has its shape and dtype."""
-    tensors = isinstance(total, Tensor) and isinstance(other, Tensor)
-    if tensors and total.shape == other.shape and total.dtype == other.dtype:
-        return total.add_(other)
-    return total + other

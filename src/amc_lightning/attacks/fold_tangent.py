@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from amc_lightning.attacks.fold_convolution import BlockedConv2d
-from amc_lightning.attacks.fold_graph import _add_, _subsample
+from amc_lightning.attacks.fold_convolution import BlockedConv2d, PairedMaxPool2d, add_, subsample
 
 
 def with_tangent(net: fx.GraphModule) -> fx.GraphModule | None:
@@ -106,7 +105,7 @@ class _Builder:
         elif node.target is _sum:
             for total, other in (node.args, node.args[::-1]):
                 if is_free(total) and total is not other:
-                    node.target, node.args = _add_, (total, other)
+                    node.target, node.args = add_, (total, other)
                     return
 
     # What rules are made of
@@ -358,7 +357,7 @@ def _by_name(*names: str) -> list[Any]:
     return [*names, *(getattr(torch, name) for name in names if hasattr(torch, name))]
 
 
-_OVERWRITING = (torch.relu_, "relu_", _add_, "add_", operator.iadd)
+_OVERWRITING = (torch.relu_, "relu_", add_, "add_", operator.iadd)
 _SUBTRACTIONS = (*_by_name("sub"), operator.sub)
 _ABOUT_SHAPE = ("size", "dim", "numel", torch.zeros_like, torch.ones_like)
 
@@ -375,8 +374,8 @@ _RULES: dict[Any, _Rule] = {
     nn.Linear: _affine(_applied),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _norm),
     **dict.fromkeys((nn.ReLU, functional.relu, torch.relu, torch.relu_, "relu", "relu_"), _relu),
-    **dict.fromkeys((nn.MaxPool2d, functional.max_pool2d, torch.max_pool2d), _max_pool),
-    **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, functional.avg_pool2d, _subsample), _linear),
+    **dict.fromkeys((nn.MaxPool2d, PairedMaxPool2d, functional.max_pool2d, torch.max_pool2d), _max_pool),
+    **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, functional.avg_pool2d, subsample), _linear),
     **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), _linear),
     **dict.fromkeys((functional.adaptive_avg_pool2d, *_by_name("mean", "sum", "clone", "neg"), operator.neg), _linear),
     **dict.fromkeys((nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d), _linear),
@@ -384,7 +383,7 @@ _RULES: dict[Any, _Rule] = {
     **dict.fromkeys((nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, operator.getitem), _view),
     **dict.fromkeys(_by_name("reshape", "view", "flatten", "permute", "transpose", "squeeze", "unsqueeze"), _view),
     **dict.fromkeys(("contiguous", "float", "double", "expand"), _view),
-    **dict.fromkeys((*_by_name("add"), "add_", operator.add, operator.iadd, _add_, *_SUBTRACTIONS), _addition),
+    **dict.fromkeys((*_by_name("add"), "add_", operator.add, operator.iadd, add_, *_SUBTRACTIONS), _addition),
     **dict.fromkeys((*_by_name("mul"), operator.mul), _multiplication),
     **dict.fromkeys((*_by_name("div"), operator.truediv), _division),
     **dict.fromkeys((torch.cat, torch.stack), _joined),
