@@ -481,7 +481,7 @@ def test_weights_to_start_from_that_cannot_be_are_told_in_one_line(content, mess
         ({"params": {"epz": 0.1}}, "mine.*epz: 0.1 is set, but FGSM has no epz; known: eps"),
         ({"_target_": "torchattacks.FGSMM"}, "attacks.mine._target_: 'torchattacks.FGSMM' cannot be imported"),
         ({"_target_": "torch.nn.Linear"}, "attacks.mine._target_: 'torch.nn.Linear' is not an attack class"),
-        ({"norm": "l3"}, "attacks.mine.norm: 'l3' is not a norm; known: linf, l2, l1, null"),
+        ({"norm": "l3"}, "attacks.mine.norm: 'l3' is not a norm; known: linf, l2, l1, .*, null"),
         ({"uses_labels": "sometimes"}, "attacks.mine.uses_labels: 'sometimes' is not a switch"),
         ({"eps": 0.1}, "attacks.mine: 'eps' is not a setting of an attack"),
     ],

@@ -1,14 +1,18 @@
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 
 from amc_lightning.__main__ import main
 from amc_lightning.config import CONF_DIR, read, register
 from amc_lightning.errors import UserError
+from amc_lightning.ranges import check_budget, check_ranges
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
@@ -70,6 +74,127 @@ def test_an_attack_is_found_by_its_file_alone():
     assert "torchattacks_pgd" in composed("cascade.order=[fgsm,torchattacks_pgd]").attacks
 
 
+@pytest.mark.parametrize("use", ["cascade.order", "evaluation.attacks"])
+def test_an_attack_given_in_part_keeps_the_rest_of_its_file(use):
+    spec = composed(f"{use}=[fgsm]", "+attacks.autoattack.params.nb_iter=3", f"{use}=[fgsm,autoattack]").attacks
+    whole = yaml.safe_load((CONF_DIR / "attack" / "autoattack.yaml").read_text())
+    assert spec["autoattack"] == {**whole, "params": {**whole["params"], "nb_iter": 3}}
+
+
+def test_a_part_of_an_attack_without_a_file_is_left_to_be_refused_as_it_is():
+    config = composed("+attacks.mine.params.eps=0.1", "cascade.order=[fgsm,mine]")
+    assert config.attacks["mine"] == {"params": {"eps": 0.1}}
+
+
+def test_an_attack_given_whole_is_not_mixed_with_a_file_of_its_name():
+    given = "{_target_: torchattacks.FGSM, norm: linf, uses_labels: true, params: {eps: 0.2}}"
+    spec = composed(f"+attacks.noise={given}", "cascade.order=[noise]").attacks["noise"]
+    assert spec == yaml.safe_load(given)
+
+
+def test_parameters_of_an_attack_whose_norm_is_among_them_are_checked_in_that_norm():
+    use, eps = "evaluation.attacks=[fgsm,noise]", "+attack_params.white_box.noise.eps"
+    assert composed(use, f"{eps}=0.1").attack_params["white_box"]["noise"] == {"eps": 0.1}
+    with pytest.raises(UserError, match=r"attack_params\.white_box\.noise\.eps: 8 is larger .* in linf; .*8/255"):
+        composed(use, f"{eps}=8")
+    composed(use, f"{eps}=8", "+attack_params.white_box.noise.norm=l2")
+    composed(use, "+attacks.noise.params.eps=8", "+attack_params.white_box.noise.norm=l2")
+    with pytest.raises(UserError, match=r"evaluation\.check\.noise\.eps: 17 is larger .* in l2; allowed: 0 to 16"):
+        composed(use, "+attack_params.white_box.noise.norm=l2", "+evaluation.check.noise.eps=17")
+
+
+FOREIGN = "{_target_: torchattacks.Square, norm: param, uses_labels: true, params: {norm: Linf, eps: 0.1}}"
+
+
+def test_an_attack_of_others_has_its_norms_in_their_spelling():
+    own = (f"+attacks.theirs={FOREIGN}", "evaluation.attacks=[fgsm,theirs]")
+    composed(*own)
+    composed(*own, "+attack_params.white_box.theirs={norm: L2, eps: 2}")
+    with pytest.raises(UserError, match=r"theirs\.eps: 2 is larger than the whole image in Linf"):
+        composed(*own, "+attack_params.white_box.theirs={eps: 2}")
+    with pytest.raises(UserError, match=r"noise\.norm: 'L2' is not known; known: linf, l2, l1"):
+        composed("evaluation.attacks=[noise]", "+attack_params.white_box.noise.norm=L2")
+
+
+def test_ranges_know_the_norm_of_their_own_attacks_only():
+    check_ranges({"norm": "L2", "eps": 0.1}, key="theirs", foreign=True)
+    with pytest.raises(UserError, match=r"ours\.norm: 'L2' is not known"):
+        check_ranges({"norm": "L2"}, key="ours")
+    with pytest.raises(UserError, match=r"theirs\.eps: -1 is out of range"):
+        check_ranges({"norm": "L2", "eps": -1}, key="theirs", foreign=True)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"eps": np.float32(0.1), "nb_iter": np.int64(3), "eps_iter": np.float64(0.1)},
+        {"eps": np.float16(0), "restarts": np.uint8(1), "square_seed": np.int32(0), "nb_candidate": np.int8(2)},
+        {"eps": 1, "learning_rate": np.int64(1), "eps_iter": None},
+    ],
+)
+def test_numbers_of_numpy_are_numbers(params):
+    check_ranges(params, key="attack")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("eps", np.float32(-0.1), "is out of range; allowed: a finite number >= 0"),
+        ("eps", np.float64("nan"), "is out of range"),
+        ("eps", "8/255", "is no number; allowed: a finite number >= 0. Correct attack.eps."),
+        ("eps", None, "is no number"),
+        ("eps", True, "is no number"),
+        ("eps", np.bool_(True), "is no number"),
+        ("eps", Fraction(1, 10), "is no number; "),  # tensors cannot be multiplied by one
+        ("eps", 1j, "is no number"),
+        ("eps", [0.1], "is no number"),
+        ("eps_iter", "0.1", "is no number; allowed: a finite number > 0, or null"),
+        ("nb_iter", np.int64(0), "is out of range; allowed: a whole number >= 1"),
+        ("nb_iter", np.float32(2), "is no whole number"),
+        ("nb_iter", 2.0, "is no whole number"),
+        ("nb_iter", True, "is no whole number"),
+        ("nb_candidate", "2", "is no whole number"),
+        ("nb_candidate", 1, "is out of range; allowed: a whole number >= 2"),
+        ("square_seed", -1, "is out of range"),
+        ("rand_init", 1, "is no switch; allowed: true, false"),
+        ("rand_init", None, "is no switch"),
+        ("method", "guess", "is not known; known: exact, logit, finite"),
+        ("norm", ["linf"], "is not known; known: linf, l2, l1"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_told_from_one_out_of_range(name, value, problem):
+    with pytest.raises(UserError) as caught:
+        check_ranges({name: value}, key="attack")
+    assert str(caught.value).startswith(f"attack.{name}: {value!r} {problem}")
+
+
+def test_a_number_too_large_for_a_float_is_larger_than_the_image():
+    check_ranges({"eps": 10**400}, key="attack")
+    with pytest.raises(UserError, match=r"attack\.eps: 10* is larger than the whole image in linf"):
+        check_budget(10**400, "linf", None, key="attack.eps")
+
+
+def test_a_default_that_is_always_replaced_need_not_fit():
+    own = "+attacks.mine={_target_: torchattacks.PGDL2, norm: l2, uses_labels: true, params: {eps: 50, steps: null}}"
+    use = "cascade.order=[mine]"
+    both = [f"+attack_params.{column}.mine={{eps: 1, steps: 3}}" for column in ("white_box", "black_box")]
+    assert composed(own, use, *both).attacks["mine"]["params"] == {"eps": 50, "steps": None}
+    with pytest.raises(UserError, match=r"attacks\.mine\.params\.steps: None is no whole number"):
+        composed(own, use)
+
+
+def test_every_missing_budget_is_asked_for_at_once():
+    with pytest.raises(UserError) as caught:
+        composed("evaluation.attacks=[fgsm,deepfool,eap,cw]")
+    assert str(caught.value) == (
+        "dataset.budget: ['deepfool', 'cw'] are not set; needed: for each of these unbounded attacks the l1 radius at "
+        "which it counts in the worst case. Add +dataset.budget.deepfool=10 +dataset.budget.cw=10."
+    )
+    with pytest.raises(UserError, match=r"dataset\.budget: \['cw'\] is not set; .* Add \+dataset\.budget\.cw=10\."):
+        composed("evaluation.attacks=[cw]")
+    composed("evaluation.attacks=[deepfool,cw]", "+dataset.budget.deepfool=10", "+dataset.budget.cw=10")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -111,6 +236,15 @@ def test_an_attack_is_found_by_its_file_alone():
         (["cascade.start_from=nowhere.safetensors"], r"cascade\.start_from: 'nowhere.safetensors' does not exist"),
         (["seed=-1"], r"seed: -1 is out of range"),
         (["+evaluation.check.pgn={eps: 1}"], r"evaluation\.check: 'pgn' is not known"),
+        (["+evaluation.check.fgsm=3"], r"evaluation\.check\.fgsm: 3 is no mapping; needed: parameters, such as"),
+        (["+evaluation.check.fgsm.eps=8"], r"evaluation\.check\.fgsm\.eps: 8 is larger .*8/255"),
+        (["+evaluation.check.fgsm.eps=8/255"], r"evaluation\.check\.fgsm\.eps: '8/255' is no number"),
+        (["attack_params.white_box.fgsm=3"], r"attack_params\.white_box\.fgsm: 3 is no mapping; needed: parameters"),
+        (["attack_params.white_box=3"], r"attack_params\.white_box: 3 is no mapping; needed: attacks and their"),
+        (["+attacks.cw=3"], r"attacks\.cw: 3 is not an attack; keys and values, as in conf/attack/pgm\.yaml"),
+        (["attacks.pgm.params=3"], r"attacks\.pgm\.params: 3 is no mapping"),
+        (["attacks.pgm.params.restarts=0"], r"attacks\.pgm\.params\.restarts: 0 is out of range"),
+        (["attack_params.white_box=null"], r"attack_params\.white_box: None is no mapping"),
     ],
 )
 def test_values_out_of_place_are_named_with_what_is_allowed(overrides, message):
@@ -142,7 +276,49 @@ def test_values_out_of_place_are_named_with_what_is_allowed(overrides, message):
         ("dataset=folder", "dataset.size: None is not set; needed: the height and width"),
         ("attack_params.white_box.pgm.nb_iter=ten", "attack_params.white_box.pgm.nb_iter: 'ten'"),
         ("model._target_=torch.nn.Lenet", "model._target_: 'torch.nn.Lenet' cannot be imported"),
-        ("model.num_clases=7", "model.num_clases: '7' is set, but there is no such key"),
+        (
+            "model.num_clases=7",
+            "model.num_clases: '7' is set, but there is no such key; known there: _target_, in_channels, image_size, "
+            "num_classes. Did you mean model.num_classes? Otherwise +model.num_clases=7 adds it.",
+        ),
+        (
+            "attack_params.white_box.autoattack.nb_iter=3",
+            "attack_params.white_box.autoattack.nb_iter: '3' is set, but there is no "
+            "attack_params.white_box.autoattack; known there: fgsm, vap, eap, pgm. "
+            "+attack_params.white_box.autoattack.nb_iter=3 adds it.",
+        ),
+        (
+            "evaluation.check.autoattack.nb_iter=3",
+            "evaluation.check.autoattack.nb_iter: '3' is set, but there is no evaluation.check.autoattack; known "
+            "there: pgm. +evaluation.check.autoattack.nb_iter=3 adds it.",
+        ),
+        (
+            "attack_params.white_box.pgm.eps_iter=null",
+            "attack_params.white_box.pgm.eps_iter: 'null' is set, but there is no such key; known there: eps, nb_iter. "
+            ".*+attack_params.white_box.pgm.eps_iter=null adds it.",
+        ),
+        (
+            "attacks.pgm.parms.nb_iter=[1,2]",
+            "attacks.pgm.parms.nb_iter: '[1,2]' is set, but there is no attacks.pgm.parms; known there: _target_, "
+            "norm, .*. Did you mean attacks.pgm.params? Otherwise '+attacks.pgm.parms.nb_iter=[1,2]' adds it.",
+        ),
+        (
+            "evaluation.chek.pgm.nb_iter=3",
+            "evaluation.chek.pgm.nb_iter: '3' is set, but there is no evaluation.chek; known: evaluation.attacks, .*"
+            "Did you mean evaluation.check?",
+        ),
+        ("attack_params.white_box.pgm.eps.x=3", "pgm.eps.x: '3' is set, but there is no such key; known there: none."),
+        (
+            "+attack_params.white_box.pgm.eps=0.1",
+            "attack_params.white_box.pgm.eps: '0.1' is added by +, but this key is there already; needed: no +. Write "
+            "attack_params.white_box.pgm.eps=0.1.",
+        ),
+        ("~evaluation.check.fgsm", "evaluation.check.fgsm: cannot be removed, as there is no such key. See --cfg job"),
+        (
+            "attack@attacks.mine=fgsm",
+            "attack@attacks.mine: 'fgsm' is set, but nothing is composed there; known: attack@attacks.eap, "
+            "attack@attacks.fgsm, attack@attacks.pgm, attack@attacks.vap. +attack@attacks.mine=fgsm adds it.",
+        ),
     ],
 )
 def test_the_door_gives_one_line_and_status_2(override, message, capsys, tmp_path):

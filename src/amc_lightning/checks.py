@@ -4,6 +4,7 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from amc_lightning.errors import UserError
 from amc_lightning.ranges import check_budget, check_ranges
@@ -94,30 +95,71 @@ def check(config: Config, *, known_attacks: Sequence[str]) -> None:
             _number(key, value, 1)
     for name in evaluation.check:
         _choice("evaluation.check", name, known)
+    _check_attacks(config, known)
+    _check_budgets(config)
+
+
+def _check_attacks(config: Config, known: Sequence[str]) -> None:
+    """Check values here already: building an attack finds the same, but only once torch is loaded."""
+    for name, spec in config.attacks.items():
+        if not isinstance(spec, Mapping):
+            allowed = "keys and values, as in conf/attack/pgm.yaml"
+            raise UserError(f"attacks.{name}", spec, "is not an attack", allowed, f"Correct attacks.{name}.")
     for column, table in config.attack_params.items():
         _choice("attack_params", column, ("white_box", "black_box"))
-        for name, params in table.items():
+        for name, params in _mapping(table, f"attack_params.{column}", "attacks and their parameters").items():
             _choice(f"attack_params.{column}", name, known)
-            if name in config.attacks:
-                _check_attack(config, name, params or {}, key=f"attack_params.{column}.{name}")
-    for name in evaluation.attacks:
-        if config.attacks[name].get("norm") is None and name not in config.dataset.budget:
-            raise UserError(
-                f"dataset.budget.{name}",
-                None,
-                "is not set",
-                "needed: the l1 radius at which this unbounded attack counts in the worst case",
-                f"Add +dataset.budget.{name}=10.",
-            )
+            _check_values(config, name, {}, {} if params is None else params, key=f"attack_params.{column}.{name}")
+    for name in dict.fromkeys([*config.cascade.order, *config.evaluation.attacks]):
+        key = f"attacks.{name}.params"
+        replaced = {entry for table in config.attack_params.values() for entry in table.get(name) or {}}
+        own = _mapping(config.attacks[name].get("params", {}), key, "parameters, such as {eps: 0.1}")
+        under = {"norm": None} if "norm" in replaced else {}  # a radius is in the norm that replaces this one
+        _check_values(config, name, under, {entry: own[entry] for entry in own if entry not in replaced}, key=key)
+    used = config.attack_params.get(config.evaluation.params, {})
+    for name, params in config.evaluation.check.items():
+        under = used.get(name) or {}
+        _check_values(config, name, under, {} if params is None else params, key=f"evaluation.check.{name}")
 
 
-def _check_attack(config: Config, name: str, params: Mapping[str, object], *, key: str) -> None:
-    """Check values here already: building an attack finds the same, but only once torch is loaded."""
-    spec = config.attacks[name]
-    check_ranges(params, key=key)
-    norm, eps = spec.get("norm"), params.get("eps")
-    if norm is not None and isinstance(eps, int | float):
+def _check_values(config: Config, name: str, under: Mapping[str, object], params: object, *, key: str) -> None:
+    """Check parameters of one attack that replace those in ``under`` and in the attack's own file."""
+    given = _mapping(params, key, "parameters, such as {eps: 0.1}")
+    spec = config.attacks.get(name)
+    if spec is None:
+        return
+    check_ranges(given, key=key, foreign=not str(spec.get("_target_")).startswith("amc_lightning."))
+    norm, eps = spec.get("norm"), given.get("eps")
+    if norm == "param":
+        own = _mapping(spec.get("params", {}), f"attacks.{name}.params", "parameters, such as {eps: 0.1}")
+        norm = {**own, **under, **given}.get("norm")
+    if isinstance(norm, str) and isinstance(eps, int | float):
         check_budget(eps, norm, config.dataset.shape, key=f"{key}.eps")
+
+
+def _mapping(value: object, key: str, needed: str) -> Mapping[str, Any]:
+    """Return a mapping as it is; refuse anything else."""
+    if not isinstance(value, Mapping):
+        raise UserError(key, value, "is no mapping", f"needed: {needed}", f"Correct {key}.")
+    return value
+
+
+def _check_budgets(config: Config) -> None:
+    """Ask for the budgets of all unbounded attacks at once."""
+    budgets = config.dataset.budget
+    missing = [
+        name
+        for name in config.evaluation.attacks
+        if config.attacks[name].get("norm", "none given") is None and name not in budgets
+    ]
+    if missing:
+        raise UserError(
+            "dataset.budget",
+            missing,
+            "is not set" if len(missing) == 1 else "are not set",
+            "needed: for each of these unbounded attacks the l1 radius at which it counts in the worst case",
+            f"Add {' '.join(f'+dataset.budget.{name}=10' for name in missing)}.",
+        )
 
 
 def _check_defence(config: Config) -> None:

@@ -23,10 +23,11 @@ def read(cfg: DictConfig) -> Config:
     """Turn a composed configuration into checked, plain objects.
 
     Attacks named in the order or the evaluation but not composed are looked up as ``attack/<name>.yaml`` along
-    Hydra's search path, so that a new attack is one file.
+    Hydra's search path, so that a new attack is one file. Of an attack given in part, without a ``_target_``, the
+    file gives the rest.
 
     Args:
-        cfg: what Hydra composed; left as it is, except that attacks found by name are added.
+        cfg: what Hydra composed; left as it is, except that attacks found by name are added or completed.
 
     Returns:
         The configuration; every number checked, every name known.
@@ -36,14 +37,15 @@ def read(cfg: DictConfig) -> Config:
     """
     refuse_unknown_keys(cfg)
     _check_given(cfg)
-    names = [*_names(cfg.cascade, "order"), *_names(cfg.evaluation, "attacks")]
+    files = _known_attacks()
     with open_dict(cfg):
-        for name in names:
-            if name not in cfg.attacks and (found := _known_attacks().get(name)) is not None:
-                cfg.attacks[name] = _read_attack(found)
+        for name in dict.fromkeys([*cfg.attacks, *_named(cfg)]):
+            given = cfg.attacks.get(name, {})
+            if name in files and isinstance(given, DictConfig | dict) and "_target_" not in given:
+                cfg.attacks[name] = OmegaConf.merge(_read_attack(files[name]), given)
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
-    check(config, known_attacks=sorted(set(_known_attacks()) | set(config.attacks)))
+    check(config, known_attacks=sorted(set(files) | set(config.attacks)))
     return config
 
 
@@ -141,10 +143,10 @@ def stage_epochs(config: CascadeConfig) -> list[int]:
     return list(config.epochs)
 
 
-def _names(node: DictConfig, key: str) -> list[str]:
-    if OmegaConf.is_missing(node, key):
-        return []
-    return [str(name) for name in node[key]]
+def _named(cfg: DictConfig) -> list[str]:
+    """Return the attacks that are trained against or measured with."""
+    lists = ((cfg.cascade, "order"), (cfg.evaluation, "attacks"))
+    return [str(name) for node, key in lists if not OmegaConf.is_missing(node, key) for name in node[key]]
 
 
 def _read_attack(path: Path) -> dict[str, Any]:

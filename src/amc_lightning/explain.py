@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
@@ -49,10 +50,7 @@ def explain(error: HydraException | OmegaConfBaseException, overrides: Sequence[
             )
         )
     if match := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", text):
-        given_key = match.group(1)
-        full = re.search(r"full_key: (\S+)", text)
-        key = full.group(1) if full else given_key.split("@")[0]
-        return str(_no_such_key(key, given.get(given_key, given.get(key))))
+        return _explain_refused(error, text, match.group(1), given)
     if (match := re.search(r"full_key: (\S+)", text)) and "Value" in text:
         key = match.group(1)
         problem = next(
@@ -71,6 +69,24 @@ def explain(error: HydraException | OmegaConfBaseException, overrides: Sequence[
     if "Missing mandatory value" in text and (match := re.search(r"full_key: (\S+)", text)):
         return f"{match.group(1)}: has no value yet. Set it on the command line: {match.group(1)}=..."
     return " ".join(lines(text))
+
+
+def _explain_refused(error: Exception, text: str, key: str, given: Mapping[str, str]) -> str:
+    """Say why Hydra would not override, append or delete a key."""
+    value = given.get(key)
+    if "Could not delete" in text:
+        return f"{key}: cannot be removed, as there is no such key. See --cfg job for every key."
+    if "already at" in text:
+        problem, do = "is added by +, but this key is there already", f"Write {shlex.quote(f'{key}={value}')}."
+        return str(UserError(key, value, problem, "needed: no +", do))
+    if "@" in key:
+        known = re.search(r"Did you mean to override (?:one of )?(.+)\?", text)
+        allowed = f"known: {known.group(1) if known else 'none'}"
+        do = f"{shlex.quote(f'+{key}={value}')} adds it."
+        return str(UserError(key, value, "is set, but nothing is composed there", allowed, do))
+    missing = re.search(r"full_key: (\S+)", text)
+    parent = getattr(error.__cause__, "parent_node", None)  # of OmegaConf's errors: where the key was looked for
+    return str(_no_such_key(key, value, missing=missing.group(1) if missing else key, parent=parent))
 
 
 def lines(text: str) -> list[str]:
@@ -105,11 +121,27 @@ def _unknown(group: str, choice: str, options: Sequence[str], otherwise: str) ->
     return UserError(group, choice, "is not a known choice", f"known: {', '.join(options)}", hint)
 
 
-def _no_such_key(key: str, value: object) -> UserError:
+def _no_such_key(key: str, value: object, *, missing: str | None = None, parent: object = None) -> UserError:
+    """Refuse a key.
+
+    Args:
+        key: what was set.
+        value: what it was set to.
+        missing: the first part of ``key`` that there is not; ``key`` itself if left out.
+        parent: the node above ``missing``; ``+`` can add to it if the schema leaves its keys open.
+    """
+    missing = missing or key
+    problem = "is set, but there is no " + ("such key" if missing == key else missing)
+    above, _, name = missing.rpartition(".")
+    if isinstance(parent, DictConfig) and not is_dataclass(OmegaConf.get_type(parent)):
+        there = [str(sibling) for sibling in parent]
+        close = difflib.get_close_matches(name, there, n=1, cutoff=0.6)
+        add = f"{shlex.quote(f'+{key}={value}')} adds it."
+        hint = f"Did you mean {above}.{close[0]}? Otherwise {add}" if close else add
+        return UserError(key, value, problem, f"known there: {', '.join(there) or 'none'}", hint)
     known = all_keys()
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(missing, known, n=1, cutoff=0.6)
     hint = f"Did you mean {close[0]}?" if close else "See --cfg job for every key."
-    parent = key.rpartition(".")[0]
-    siblings = [other for other in known if other.rpartition(".")[0] == parent] if parent else []
+    siblings = [other for other in known if other.rpartition(".")[0] == above] if above else []
     listed = ", ".join(siblings or all_keys(top_only=True))
-    return UserError(key, value, "is set, but there is no such key", f"known: {listed}", hint)
+    return UserError(key, value, problem, f"known: {listed}", hint)

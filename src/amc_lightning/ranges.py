@@ -3,42 +3,67 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Rational, Real
+from typing import Any, TypeGuard
 
 from amc_lightning.errors import UserError
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _at_least_0(value: object) -> bool:
-    return _is_number(value) and value >= 0  # type: ignore[operator]
+def _is_number(value: object) -> TypeGuard[float]:
+    """Take numpy's numbers, but no fractions: tensors cannot be multiplied by them."""
+    return _is_whole(value) or (isinstance(value, Real) and not isinstance(value, Rational))
 
 
-def _above_0(value: object) -> bool:
-    return _is_number(value) and value > 0  # type: ignore[operator]
+def _is_switch(value: object) -> bool:
+    return isinstance(value, bool)
 
 
 @dataclass(frozen=True)
 class _Range:
-    """What one parameter may be, as a check and in words."""
+    """What one parameter may be, as checks and in words.
 
-    holds: Callable[[object], bool]
+    Args:
+        allowed: in words.
+        is_kind: whether a value is of the right kind at all.
+        other: what is said of a value that is not.
+        holds: whether a value of that kind is in its range.
+    """
+
     allowed: str
+    is_kind: Callable[[object], bool]
+    other: str
+    holds: Callable[[Any], bool] = lambda value: True
 
 
-_NOT_NEGATIVE = _Range(_at_least_0, "allowed: a finite number >= 0")
-_POSITIVE = _Range(_above_0, "allowed: a finite number > 0")
-_POSITIVE_OR_NULL = _Range(lambda value: value is None or _above_0(value), "allowed: a finite number > 0, or null")
-_COUNT = _Range(
-    lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 1, "allowed: a whole number >= 1"
-)
-_SWITCH = _Range(lambda value: isinstance(value, bool), "allowed: true, false")
+def _number(allowed: str, holds: Callable[[Any], bool], *, or_null: bool = False) -> _Range:
+    def finite(value: Any) -> bool:
+        return value is None or (-math.inf < value < math.inf and holds(value))
+
+    return _Range(
+        f"allowed: a finite number {allowed}",
+        lambda value: _is_number(value) or (or_null and value is None),
+        "is no number",
+        finite,
+    )
+
+
+def _whole(low: int) -> _Range:
+    return _Range(f"allowed: a whole number >= {low}", _is_whole, "is no whole number", lambda value: value >= low)
 
 
 def _one_of(*choices: str) -> _Range:
-    return _Range(lambda value: value in choices, f"allowed: {', '.join(choices)}")
+    return _Range(f"known: {', '.join(choices)}", lambda value: value in choices, "is not known")
 
+
+_NOT_NEGATIVE = _number(">= 0", lambda value: value >= 0)
+_POSITIVE = _number("> 0", lambda value: value > 0)
+_POSITIVE_OR_NULL = _number("> 0, or null", lambda value: value > 0, or_null=True)
+_COUNT = _whole(1)
+_SWITCH = _Range("allowed: true, false", _is_switch, "is no switch")
 
 RANGES: Mapping[str, _Range] = {
     "eps": _NOT_NEGATIVE,
@@ -59,10 +84,8 @@ RANGES: Mapping[str, _Range] = {
     "norm": _one_of("linf", "l2", "l1"),
     "n_target_classes": _COUNT,
     "n_queries": _COUNT,
-    "square_seed": _Range(lambda value: isinstance(value, int) and _at_least_0(value), "allowed: a whole number >= 0"),
-    "nb_candidate": _Range(
-        lambda value: isinstance(value, int) and _at_least_0(value) and value >= 2, "allowed: a whole number >= 2"
-    ),
+    "square_seed": _whole(0),
+    "nb_candidate": _whole(2),
     "overshoot": _POSITIVE,
     "max_iter": _COUNT,
     "xi": _POSITIVE,
@@ -75,20 +98,24 @@ RANGES: Mapping[str, _Range] = {
 }
 
 
-def check_ranges(params: Mapping[str, object], *, key: str) -> None:
+def check_ranges(params: Mapping[str, object], *, key: str, foreign: bool = False) -> None:
     """Check every parameter that the table knows.
 
     Args:
         params: parameters under the project's names.
         key: dotted setting that holds them, for the message.
+        foreign: the attack's class is of another package, which may spell its norms differently.
 
     Raises:
-        UserError: naming the first parameter out of its range.
+        UserError: naming the first parameter of a wrong type or out of its range.
     """
     for name, value in params.items():
         rule = RANGES.get(name)
-        if rule is not None and not rule.holds(value):
-            raise UserError(f"{key}.{name}", value, "is out of range", rule.allowed, f"Correct {key}.{name}.")
+        if rule is None or (foreign and name == "norm"):
+            continue
+        problem = "is out of range" if rule.is_kind(value) else rule.other
+        if not rule.is_kind(value) or not rule.holds(value):
+            raise UserError(f"{key}.{name}", value, problem, rule.allowed, f"Correct {key}.{name}.")
 
 
 def check_budget(eps: float, norm: str, image_shape: Sequence[int] | None, *, key: str) -> None:
@@ -96,7 +123,7 @@ def check_budget(eps: float, norm: str, image_shape: Sequence[int] | None, *, ke
 
     Args:
         eps: radius in pixel units of [0, 1], >= 0.
-        norm: ``linf``, ``l2`` or ``l1``.
+        norm: ``linf``, ``l2`` or ``l1``, in upper or lower case; others are not checked.
         image_shape: (C, H, W); without it only l-inf can be checked.
         key: dotted setting of the radius, for the message.
 
@@ -104,11 +131,11 @@ def check_budget(eps: float, norm: str, image_shape: Sequence[int] | None, *, ke
         UserError: if the radius is larger.
     """
     pixels = None if image_shape is None else math.prod(image_shape)
-    largest = {"linf": 1.0, "l2": pixels and math.sqrt(pixels), "l1": pixels and float(pixels)}[norm]
+    largest = {"linf": 1.0, "l2": pixels and math.sqrt(pixels), "l1": pixels and float(pixels)}.get(norm.lower())
     if largest is None or eps <= largest:
         return
-    reason = "pixels lie in [0, 1]" if norm == "linf" else f"the images have {pixels} pixels in [0, 1]"
-    do = "Give eps in units of [0, 1]: 8/255 = 0.031, not 8." if norm == "linf" else f"Lower {key}."
+    reason = "pixels lie in [0, 1]" if norm.lower() == "linf" else f"the images have {pixels} pixels in [0, 1]"
+    do = "Give eps in units of [0, 1]: 8/255 = 0.031, not 8." if norm.lower() == "linf" else f"Lower {key}."
     raise UserError(
         key, eps, f"is larger than the whole image in {norm}", f"allowed: 0 to {largest:.4g}, as {reason}", do
     )

@@ -79,6 +79,27 @@ def test_the_notes_say_what_may_be_claimed(make_run: MakeRun) -> None:
     assert "not finished" not in text
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters", "note"),
+    [
+        ("unseen", {"eps": 0.2}, "black-box and gradient-free attacks, or any attack but pgm, unseen."),
+        ("noise", {"eps": 0.2}, "black-box attacks and gradient-free searches, or any attack but pgm, noise."),
+        ("square", {"n_queries": 9}, "attacks transferred from another model, or any attack but pgm, square."),
+        ("autoattack", {"n_queries": 9}, "attacks transferred from another model, or any attack but pgm, autoattack."),
+        ("my_square", {"n_queries": 9}, "attacks transferred from another model, or any attack but pgm, my_square."),
+    ],
+)
+def test_what_ran_is_not_said_to_be_missing(
+    name: str, parameters: dict[str, object], note: str, make_run: MakeRun
+) -> None:
+    folder = make_run(order=("pgm",), evaluated=("pgm", "unseen"))
+    raw = json.loads((folder / "results.json").read_text().replace('"unseen"', f'"{name}"'))
+    raw["attacks"] = {strength: {**attacks, name: parameters} for strength, attacks in raw["attacks"].items()}
+    (folder / "results.json").write_text(json.dumps(raw))
+    (line,) = [line for line in _text(folder).splitlines() if line.startswith("Not shown")]
+    assert line.startswith(f"Not shown: other seeds (one run, seed 0); {note}")
+
+
 def test_without_a_stronger_check_nothing_may_be_called_robust(make_run: MakeRun) -> None:
     text = _text(make_run(order=("fgsm",), evaluated=("fgsm", "unseen")))
     assert "paper and check are the same attacks here, so none of these rates may be called robust." in text

@@ -79,11 +79,10 @@ def summaries(results: Results) -> str:
 
 def not_shown(results: Results) -> str:
     """Say in one line what the table does not show."""
-    access = "black-box and " if results.threat_model == "white_box" else ""
-    attacks = f"{access}gradient-free attacks, or any attack but {_listed(results.attack_names)}"
-    text = (
-        f"Not shown: other seeds (one run, seed {results.seed}); {attacks if results.attack_names else 'any attack'}."
-    )
+    attacks = "any attack"
+    if results.attack_names:
+        attacks = " or ".join([*_kinds_not_shown(results), f"any attack but {_listed(results.attack_names)}"])
+    text = f"Not shown: other seeds (one run, seed {results.seed}); {attacks}."
     for name, (norm, radius) in results.budget.items():
         text += f" {name} without limit is a search that can fool any model; its error at {budget_text(norm, radius)} "
         text += "is a lower bound."
@@ -142,6 +141,16 @@ def _change(first: Stage, last: Stage, before: Rate, after: Rate, *, named: bool
     if first is last:
         return tail
     return f"{percent(before.error)} %" + (f" ({first.label})" if named else "") + f" -> {tail}"
+
+
+def _kinds_not_shown(results: Results) -> list[str]:
+    """Name the kinds of attack of which none ran; a search by queries alone is gradient-free and black-box at once."""
+    names, white_box = results.attack_names, results.threat_model == "white_box"
+    if any(name in ("square", "autoattack") or "n_queries" in results.parameters("paper", name) for name in names):
+        return ["attacks transferred from another model,"] if white_box else []
+    if "noise" in names:
+        return [f"{'black-box attacks and ' if white_box else ''}gradient-free searches,"]
+    return [f"{'black-box and ' if white_box else ''}gradient-free attacks,"]
 
 
 def _sizes(values: Iterable[int]) -> str:
