@@ -116,8 +116,8 @@ def partition(
 class Mixer:
     """Craft the adversarial half of each batch of a stage.
 
-    Rows are assigned at random and without overlap; the assignment and the attacks' noise depend on
-    (seed, step, attack) only, so any step can be crafted again.
+    Rows are assigned at random and without overlap. The order of rows and the attacks' noise depend on
+    (seed, step, attack) only, the number of rows of each attack on the carry: with both, any step can be crafted again.
 
     Args:
         attacks: the attacks of the order up to the stage's own, in cascade order; the first one's execution serves
@@ -154,7 +154,7 @@ class Mixer:
         Returns:
             The adversarial batch, row i made from ``x[i]``.
         """
-        sizes, self.carry = partition(len(x), self.shares, self.carry)
+        sizes, carry = partition(len(x), self.shares, self.carry)
         order = torch.randperm(len(x), generator=generator(self.seed, step, "mixer"))
         x_adv = torch.empty_like(x)
         source = torch.empty_like(y)
@@ -172,6 +172,7 @@ class Mixer:
                 cut = None if noise is None else noise[rows.to(noise.device)].to(x)
                 x_adv[rows] = attack(view, x[rows], aim, noise=cut, generator=rng, start=start)
                 source[rows] = index
+        self.carry = carry  # only now: a batch that failed owes nothing
         return MixedBatch(x=x_adv, y=y, source=source)
 
     def state_dict(self) -> dict[str, list[list[int]]]:

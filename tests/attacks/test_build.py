@@ -4,6 +4,7 @@ import pickle
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchattacks
@@ -60,25 +61,25 @@ def test_an_attack_can_be_pickled() -> None:
         ),
         ("fgsm", {"eps": -0.1}, "fgsm.eps: -0.1 is out of range; allowed: a finite number >= 0. Correct attack_params"),
         ("fgsm", {"eps": float("nan")}, "fgsm.eps: nan is out of range"),
-        ("fgsm", {"eps": True}, "fgsm.eps: True is out of range"),
-        ("fgsm", {"eps": "8/255"}, "fgsm.eps: '8/255' is out of range"),
-        ("fgsm", {"eps": None}, "fgsm.eps: None is out of range"),
+        ("fgsm", {"eps": True}, "fgsm.eps: True is no number"),
+        ("fgsm", {"eps": "8/255"}, "fgsm.eps: '8/255' is no number"),
+        ("fgsm", {"eps": None}, "fgsm.eps: None is no number"),
         ("pgm", {"nb_iter": 0}, "pgm.nb_iter: 0 is out of range; allowed: a whole number >= 1"),
-        ("pgm", {"nb_iter": 2.0}, "pgm.nb_iter: 2.0 is out of range"),
-        ("pgm", {"nb_iter": True}, "pgm.nb_iter: True is out of range"),
+        ("pgm", {"nb_iter": 2.0}, "pgm.nb_iter: 2.0 is no whole number"),
+        ("pgm", {"nb_iter": True}, "pgm.nb_iter: True is no whole number"),
         ("pgm", {"eps_iter": 0}, "pgm.eps_iter: 0 is out of range; allowed: a finite number > 0, or null"),
-        ("pgm", {"rand_init": 1}, "pgm.rand_init: 1 is out of range; allowed: true, false"),
-        ("pgm", {"keep_best": "yes"}, "pgm.keep_best: 'yes' is out of range; allowed: true, false"),
+        ("pgm", {"rand_init": 1}, "pgm.rand_init: 1 is no switch; allowed: true, false"),
+        ("pgm", {"keep_best": "yes"}, "pgm.keep_best: 'yes' is no switch; allowed: true, false"),
         ("vap", {"xi": 0.0}, "vap.xi: 0.0 is out of range; allowed: a finite number > 0"),
         ("vap", {"num_iters": 0}, "vap.num_iters: 0 is out of range"),
-        ("vap", {"method": "guess"}, "vap.method: 'guess' is out of range; allowed: exact, logit, finite"),
+        ("vap", {"method": "guess"}, "vap.method: 'guess' is not known; known: exact, logit, finite"),
         ("eap", {"beta": -1e-3}, "eap.beta: -0.001 is out of range"),
         ("eap", {"learning_rate": 0}, "eap.learning_rate: 0 is out of range"),
         ("eap", {"initial_const": 0}, "eap.initial_const: 0 is out of range"),
         ("eap", {"binary_search_steps": 0}, "eap.binary_search_steps: 0 is out of range"),
-        ("eap", {"max_iterations": 1.5}, "eap.max_iterations: 1.5 is out of range"),
+        ("eap", {"max_iterations": 1.5}, "eap.max_iterations: 1.5 is no whole number"),
         ("eap", {"confidence": -1}, "eap.confidence: -1 is out of range"),
-        ("eap", {"decision_rule": "L2"}, "eap.decision_rule: 'L2' is out of range; allowed: EN, L1"),
+        ("eap", {"decision_rule": "L2"}, "eap.decision_rule: 'L2' is not known; known: EN, L1"),
         ("torchattacks_pgd", {"nb_iter": 0}, "torchattacks_pgd.nb_iter: 0 is out of range"),
     ],
 )  # fmt: skip
@@ -140,3 +141,22 @@ def test_any_class_of_torchattacks_can_be_named() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(UserError, match=r"difgsm\.params\.steps: 0 is out of range"):
         build("difgsm", spec, {"steps": 0})
+
+
+def test_a_class_of_torchattacks_may_spell_its_norm_as_it_does() -> None:
+    spec = {
+        "_target_": "torchattacks.Square",
+        "norm": "param",
+        "uses_labels": True,
+        "params": {"norm": "L2", "eps": 1.0, "n_queries": 5},
+    }
+    attack = build("theirs", spec, {})
+    assert (attack.norm, attack.arguments["norm"]) == ("l2", "L2")
+    with pytest.raises(UserError, match=r"norm: 'L2' is not known; known: linf, l2, l1"):
+        make("square", norm="L2")
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    attack = make("pgm", eps=np.float32(0.25), nb_iter=np.int64(3))
+    assert attack.params["eps"] == 0.25
+    assert [type(attack.params[name]) for name in ("eps", "nb_iter")] == [float, int]

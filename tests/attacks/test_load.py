@@ -175,7 +175,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
 def test_a_file_that_is_no_attack(tmp_path: Path) -> None:
     path = tmp_path / "list.yaml"
     path.write_text("[1, 2]\n")
-    message = f"{path}: [1, 2] is not an attack; keys and values, as in conf/attack/pgm.yaml. Mend it."
+    message = f"{path}: [1, 2] is not an attack; keys and values, as in conf/attack/pgm.yaml. Correct the file."
     with pytest.raises(UserError, match=exactly(message)):
         load(str(path))
     missing = str(tmp_path / "none.yaml")
@@ -219,7 +219,7 @@ def test_a_file_that_is_no_attack(tmp_path: Path) -> None:
         (
             "eap",
             {"abort_early": 1},
-            "eap.abort_early: 1 is out of range; allowed: true, false. Correct eap.abort_early.",
+            "eap.abort_early: 1 is no switch; allowed: true, false. Correct eap.abort_early.",
         ),
         (
             "pgm",

@@ -60,7 +60,9 @@ def watched(net: nn.Module) -> Iterator[Rows]:
         handle.remove()
 
 
-IMAGES = "needed: (B, C, H, W) float32 in [0, 1]. Add .float() / 255 to 8-bit images."
+FORM = "needed: (B, C, H, W) float32 in [0, 1]."
+HALF = "Add .float(): attacks decide in float32, whatever the model computes in."
+IMAGES = f"{FORM} Add .float() / 255 to 8-bit images."
 PIXELS = "is not a range of pixels; allowed: [0, 1]. Divide 8-bit images by 255, and normalise inside the model."
 INDICES = "are no labels of 3 images; needed: class indices, (3,) int64. Give one class index per image."
 
@@ -72,13 +74,19 @@ def with_value(x: Tensor, value: float) -> Tensor:
 
 
 BAD_BATCHES: dict[str, tuple[Callable[[Tensor, Tensor], tuple[object, object]], str]] = {
-    "three dimensions": (lambda x, y: (x[:, 0], y), f"x: '(3, 12, 12) torch.float32' are no images; {IMAGES}"),
+    "three dimensions": (
+        lambda x, y: (x[:, 0], y),
+        f"x: '(3, 12, 12) torch.float32' are no images; {FORM} Add x.unsqueeze(0) for a single image.",
+    ),
     "uint8": (
         lambda x, y: ((x * 255).to(torch.uint8), y),
         f"x: '(3, 1, 12, 12) torch.uint8' are no images; {IMAGES}",
     ),
-    "float16": (lambda x, y: (x.half(), y), f"x: '(3, 1, 12, 12) torch.float16' are no images; {IMAGES}"),
-    "array": (lambda x, y: (x.numpy(), y), f"x: 'ndarray' are no images; {IMAGES}"),
+    "float16": (
+        lambda x, y: (x.half(), y),
+        f"x: '(3, 1, 12, 12) torch.float16' are no images; {FORM} {HALF}",
+    ),
+    "array": (lambda x, y: (x.numpy(), y), f"x: 'ndarray' are no images; {FORM} Give a tensor."),
     "NaN": (lambda x, y: (with_value(x, torch.nan), y), f"x: 'NaN among its values' {PIXELS}"),
     "infinite": (lambda x, y: (with_value(x, torch.inf), y), f"x: 'values from 0 to inf' {PIXELS}"),
     "0 to 255": (lambda x, y: (x * 255, y), f"x: 'values from 0 to 255' {PIXELS}"),
@@ -624,7 +632,7 @@ def test_passes_of_a_batch_that_leaves_in_parts_are_a_mean() -> None:
     net.eval()
     y = net(x).argmax(dim=1)
     y[0] = (y[0] + 1) % 5
-    crafted = make("pgm", eps=0.0, nb_iter=5, compact=True).craft(net, x, y)
+    crafted = make("pgm", eps=1e-6, nb_iter=5, compact=True).craft(net, x, y)
     # The wrong row leaves after one pass, the others stay for five and their end.
     assert crafted.gradient_passes == (1 + 3 * 5) / 4
     assert crafted.forward_passes == 3 / 4

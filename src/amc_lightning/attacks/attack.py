@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from amc_lightning.attacks.ball import Norm
 from amc_lightning.attacks.base import Attack, CleanNeed, Start, StartsClean, TakesNoise
 from amc_lightning.attacks.copies import PLAIN, Execution
-from amc_lightning.attacks.randomness import isolated_randomness
+from amc_lightning.attacks.randomness import isolated_randomness, seed_torch
 from amc_lightning.attacks.view import ModelView, opened
 from amc_lightning.errors import NotFiniteError
 
@@ -26,11 +26,12 @@ class Crafted:
     Attributes:
         x_adv: (B, C, H, W), like the images, in [0, 1].
         predicted: the model's answers to them in its own precision, (B,) int64.
-        fooled: whether they differ from the given labels, (B,) bool.
+        fooled: whether they differ from the given labels, (B,) bool; also where the model was wrong before.
         distances: by norm (``linf``, ``l2``, ``l1``), size of each row's perturbation in pixel units of [0, 1],
             (B,) float64.
-        gradient_passes: gradient passes the attack made, mean per row.
-        forward_passes: passes without gradient it made besides, mean per row.
+        gradient_passes: forward passes that were differentiated, mean per row; several gradients taken from one pass
+            (DeepFool's candidates, VAP's exact product) count once.
+        forward_passes: passes without gradient made besides, mean per row.
         zero_gradient: rows whose first gradient was exactly zero, (B,) bool: such a row was not attacked, and is no
             evidence of robustness. None for a class that does not say.
     """
@@ -76,6 +77,10 @@ class GuardedAttack:
     seed: int = 0
     generator: torch.Generator | None = field(default=None, compare=False, repr=False)
 
+    def __hash__(self) -> int:
+        """Hash what is hashable of what ``==`` compares."""
+        return hash((self.name, self.attack_class, self.label, self.execution, self.seed))
+
     def __call__(
         self,
         model: nn.Module,
@@ -115,7 +120,7 @@ class GuardedAttack:
         self,
         model: nn.Module,
         x: Tensor,
-        y: Tensor,
+        y: Tensor | None = None,
         *,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -125,15 +130,19 @@ class GuardedAttack:
         Args:
             model: as in ``__call__``.
             x: as in ``__call__``.
-            y: true class indices, (B,) int64.
+            y: true class indices, (B,) int64. Where ``__call__`` can do without and they are left out, a row counts as
+                fooled if its answer is not the clean one.
             noise: as in ``__call__``.
             generator: as in ``__call__``.
 
+        Returns:
+            Images, the model's answers to them, distances and passes.
+
         Raises:
-            ValueError: without ``y``; else as ``__call__``.
+            NotFiniteError: as ``__call__``, and if the answers to the result are not finite.
+            UserError: as ``__call__``.
+            ValueError: as ``__call__``.
         """
-        if y is None:
-            raise ValueError(f"attack {self.name}: craft needs y, to say which rows are fooled")
         with opened(model, x, y, self.execution) as view:
             before = view.gradient_rows, view.forward_rows
             x_adv, zero_gradient = self._craft(view, x, y, noise, generator, None)
@@ -141,11 +150,19 @@ class GuardedAttack:
             gradient_passes = (view.gradient_rows - before[0]) / rows
             forward_passes = (view.forward_rows - before[1]) / rows
             with torch.no_grad():
-                predicted = view.judge(x_adv).argmax(dim=1) if len(x) > 0 else y.to(x.device, copy=True)
+                predicted = self._answers(view, x_adv)
+                truth = y.to(x.device) if y is not None else self._answers(view, x.detach())
         delta = (x_adv.double() - x.detach().double()).flatten(1)
         distances = {norm: torch.linalg.vector_norm(delta, order, dim=1) for norm, order in ORDERS.items()}
-        fooled = predicted != y.to(x.device)
-        return Crafted(x_adv, predicted, fooled, distances, gradient_passes, forward_passes, zero_gradient)
+        return Crafted(x_adv, predicted, predicted != truth, distances, gradient_passes, forward_passes, zero_gradient)
+
+    def _answers(self, view: ModelView, x: Tensor) -> Tensor:
+        if len(x) == 0:
+            return torch.empty(0, dtype=torch.int64, device=x.device)
+        logits = view.judge(x.clone())
+        if bool(logits.isnan().any()):
+            raise NotFiniteError(f"attack {self.name}: the model answers its images with NaN; look at the model")
+        return logits.argmax(dim=1)
 
     def _craft(
         self,
@@ -164,8 +181,11 @@ class GuardedAttack:
         noise = self._fitting_noise(x, noise, generator)
         seed = int(torch.randint(2**31, (1,), generator=generator))
         own = getattr(self.attack_class, "draws_nothing", False)
+        if own:  # what the model draws in eval mode is its own affair, but shall be the same again
+            seed_torch(seed, x.device)
         with nullcontext() if own else isolated_randomness(seed, x.device):
-            images = x.detach().to(view.crafting_dtype if x.dtype == torch.float32 else x.dtype, copy=True)
+            dtype = view.crafting_dtype if x.dtype == torch.float32 else x.dtype
+            images = x.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
             labels = None if y is None else y.to(x.device, copy=True)
             if start is None:
                 labels, start = self._begin(view, images, labels)
@@ -244,10 +264,15 @@ def share_clean(
         parts: attacks and the rows each gets, (n,) int64; None for all rows.
         label: ``predicted`` replaces labels by the model's own answers.
 
+    Raises:
+        UserError: if the model's answers have a wrong shape, or labels do not fit them.
+
     Returns:
         For each part the labels to move away from, (n,), and its start, for ``GuardedAttack.__call__``; None for a
         part that needs none.
     """
+    if x.is_inference():
+        x = x.clone()
     needs: list[CleanNeed] = [attack.clean_need for attack, _ in parts]
     for index, (attack, _) in enumerate(parts):
         if needs[index] == "nothing" and label == "predicted" and attack.uses_labels:

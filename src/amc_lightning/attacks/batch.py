@@ -9,25 +9,31 @@ from amc_lightning.errors import UserError
 BOX_TOLERANCE = 1e-6
 
 
-def check_batch(model: nn.Module, x: Tensor, y: Tensor | None) -> int:
-    """Refuse a batch that no attack could use; return its largest label."""
+def check_types(model: nn.Module, x: Tensor, y: Tensor | None) -> None:
+    """Refuse a batch of a wrong shape, dtype or device, without waiting for the device.
+
+    Args:
+        model: the model under attack.
+        x: should be (B, C, H, W) float32 or float64.
+        y: should be (B,) int64, or None.
+
+    Raises:
+        UserError: saying what is wrong with which of the two.
+    """
     if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype not in (torch.float32, torch.float64):
-        found = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-        raise UserError(
-            "x", found, "are no images", "needed: (B, C, H, W) float32 in [0, 1]", "Add .float() / 255 to 8-bit images."
-        )
-    if y is not None and not isinstance(y, Tensor):
-        raise UserError(
-            "y",
-            type(y).__name__,
-            f"are no labels of {len(x)} images",
-            f"needed: class indices, ({len(x)},) int64",
-            "Give one class index per image.",
-        )
-    if y is not None and (y.dim() != 1 or len(y) != len(x) or y.dtype != torch.int64):
+        found, do = type(x).__name__, "Give a tensor."
+        if isinstance(x, Tensor):
+            found = f"{tuple(x.shape)} {x.dtype}"
+            do = "Add .float() / 255 to 8-bit images."
+            if x.dim() == 3:
+                do = "Add x.unsqueeze(0) for a single image."
+            elif x.dtype in (torch.float16, torch.bfloat16):
+                do = "Add .float(): attacks decide in float32, whatever the model computes in."
+        raise UserError("x", found, "are no images", "needed: (B, C, H, W) float32 in [0, 1]", do)
+    if y is not None and not (isinstance(y, Tensor) and y.shape == (len(x),) and y.dtype == torch.int64):
         raise UserError(
             "y",
-            f"{tuple(y.shape)} {y.dtype}",
+            f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else type(y).__name__,
             f"are no labels of {len(x)} images",
             f"needed: class indices, ({len(x)},) int64",
             "Give one class index per image.",
@@ -37,6 +43,21 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor | None) -> int:
         raise UserError(
             "x", str(x.device), "is not where the model is", f"needed: {devices.pop()}", "Move one to the other."
         )
+
+
+def check_values(x: Tensor, y: Tensor | None) -> int:
+    """Refuse images outside [0, 1] and negative labels; waits for the device once.
+
+    Args:
+        x: (B, C, H, W) float.
+        y: (B,) int64, or None.
+
+    Returns:
+        The largest label; -1 if there is none.
+
+    Raises:
+        UserError: saying what was found.
+    """
     if x.numel() == 0:
         return -1
     lowest, highest = x.detach().aminmax()

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pkgutil import resolve_name
 from typing import cast
 
+import numpy as np
 import torch
 
 from amc_lightning.attacks.attack import GuardedAttack, Label
@@ -30,6 +31,7 @@ def build(
     execution: Execution = PLAIN,
     seed: int = 0,
     generator: torch.Generator | None = None,
+    file: str | None = None,
 ) -> GuardedAttack:
     """Build one attack from its YAML and overriding parameters, all checked.
 
@@ -44,6 +46,7 @@ def build(
         execution: how passes through the model are made.
         seed: seeds the noise of calls that get neither noise nor generator.
         generator: a CPU generator for such calls, which goes on from call to call.
+        file: where ``spec`` was read, for messages; ``conf/attack/<name>.yaml`` if left out.
 
     Returns:
         The attack, ready to be called on any model.
@@ -52,20 +55,24 @@ def build(
         UserError: for an unknown class, an unknown parameter, or a value out of its range.
     """
     spec_key, key = f"attacks.{name}", key or f"attacks.{name}.params"
-    _check_spec(spec, spec_key)
+    _check_spec(spec, spec_key, file or f"conf/attack/{name}.yaml")
     if label not in LABELS:
         raise UserError(
             f"{spec_key}.label", label, "is not a choice of labels", "allowed: true, predicted", "Pick one."
         )
     attack_class = _resolve(spec["_target_"], f"{spec_key}._target_")
-    merged = {**cast(Mapping[str, object], spec["params"]), **params}
+    merged = {
+        parameter: value.item() if isinstance(value, np.generic) else value
+        for parameter, value in {**cast(Mapping[str, object], spec["params"]), **params}.items()
+    }
     names = cast(Mapping[str, str], spec.get("names") or {})
     arguments = _bind(attack_class, merged, names, key)
-    check_ranges(merged, key=key)
+    check_ranges(merged, key=key, foreign=not attack_class.__module__.startswith("amc_lightning."))
     if (completed := getattr(attack_class, "completed", None)) is not None:
         merged = completed(merged)
         arguments = _bind(attack_class, merged, names, key)
-    norm = cast(Norm | None, merged.get("norm") if spec["norm"] == "param" else spec["norm"])
+    # torchattacks writes Linf and L2
+    norm = cast(Norm | None, str(merged.get("norm")).lower() if spec["norm"] == "param" else spec["norm"])
     eps = cast(float | None, merged.get("eps"))
     if norm is not None and eps is not None:
         check_budget(eps, norm, image_shape, key=f"{key}.eps")
@@ -76,7 +83,7 @@ def build(
         params=merged,
         norm=norm,
         eps=eps,
-        uses_labels=cast(bool, spec["uses_labels"]),
+        uses_labels=cast(bool, spec["uses_labels"]) and needs_labels(attack_class, arguments),
         label=cast(Label, label),
         execution=execution,
         seed=seed,
@@ -84,8 +91,14 @@ def build(
     )
 
 
-def _check_spec(spec: Mapping[str, object], key: str) -> None:
-    known, do = f"known: {', '.join(SPEC_KEYS)}", f"Correct conf/attack/{key.removeprefix('attacks.')}.yaml."
+def needs_labels(attack_class: type[Attack], arguments: Mapping[str, object]) -> bool:
+    """Return whether a class reads labels with these arguments; it does unless it says otherwise."""
+    says = getattr(attack_class, "needs_labels", None)
+    return True if says is None else bool(says(**arguments))
+
+
+def _check_spec(spec: Mapping[str, object], key: str, file: str) -> None:
+    known, do = f"known: {', '.join(SPEC_KEYS)}", f"Correct {file}."
     for entry in spec:
         if entry not in SPEC_KEYS:
             raise UserError(key, entry, "is not a setting of an attack", known, do)
@@ -100,6 +113,11 @@ def _check_spec(spec: Mapping[str, object], key: str) -> None:
             "known: linf, l2, l1, param (the one in params), null (unbounded search)",
             do,
         )
+    for entry in ("params", "names"):
+        if not isinstance(spec.get(entry, {}), Mapping) and (entry, spec[entry]) != ("names", None):
+            raise UserError(
+                f"{key}.{entry}", spec[entry], "is no mapping", "needed: names and values, or {} for none", do
+            )
     if not isinstance(spec["uses_labels"], bool):
         raise UserError(f"{key}.uses_labels", spec["uses_labels"], "is not a switch", "allowed: true, false", do)
 
@@ -122,6 +140,16 @@ def _bind(
     parameters = list(inspect.signature(attack_class).parameters.values())[1:]  # the first is the model
     ours = {theirs: own for own, theirs in names.items()}
     allowed = {ours.get(parameter.name, parameter.name): parameter for parameter in parameters}
+    theirs = [parameter.name for parameter in parameters]
+    for own, name in names.items():
+        if name not in theirs:
+            raise UserError(
+                f"{key.removesuffix('.params')}.names.{own}",
+                name,
+                f"is no parameter of {attack_class.__name__}",
+                f"known: {', '.join(sorted(theirs)) or 'none'}",
+                "Correct names.",
+            )
     known = f"known: {', '.join(sorted(allowed)) or 'none'}"
     for name, value in params.items():
         if name not in allowed:

@@ -1,6 +1,7 @@
 """An attack by its name, for use outside Hydra."""
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +17,7 @@ from amc_lightning.places import CONF_DIR
 
 
 def load(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     preset: str | None = None,
     label: str = "true",
@@ -53,6 +54,8 @@ def load(
         >>> round(float((x_adv - 0.5).abs().max()) * 255, 3)
         8.0
     """
+    name = os.fspath(name)
+    _check_randomness(seed, generator)
     path = Path(name) if name.endswith((".yaml", ".yml")) else CONF_DIR / "attack" / f"{name}.yaml"
     if not path.is_file():
         known = sorted(file.stem for file in (CONF_DIR / "attack").glob("*.yaml"))
@@ -64,9 +67,14 @@ def load(
             f"known: {', '.join(known)}",
             f"Did you mean {close[0]}?" if close else "Take one of these, or give the path of a YAML file.",
         )
-    spec = cast(dict[str, Any], yaml.safe_load(path.read_text()))
+    allowed = "keys and values, as in conf/attack/pgm.yaml"
+    try:
+        spec = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())
+        raise UserError(str(path), path.stem, f"is not YAML ({where})", allowed, "Correct the file.") from error
     if not isinstance(spec, dict):
-        raise UserError(str(path), spec, "is not an attack", "keys and values, as in conf/attack/pgm.yaml", "Mend it.")
+        raise UserError(str(path), spec, "is not an attack", allowed, "Correct the file.")
     params = dict(_preset(preset, path.stem)) if preset is not None else {}
     return build(
         path.stem,
@@ -78,10 +86,21 @@ def load(
         execution=Execution(fast=fast, bf16=bf16),
         seed=seed,
         generator=generator,
+        file=str(path) if name.endswith((".yaml", ".yml")) else None,
     )
 
 
+def _check_randomness(seed: object, generator: object) -> None:
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise UserError("seed", seed, "is no seed", "allowed: a whole number >= 0", "Give one.")
+    if generator is not None and not (isinstance(generator, torch.Generator) and generator.device.type == "cpu"):
+        raise UserError(
+            "generator", generator, "is no generator to draw from", "needed: a torch.Generator of the CPU", "Give one."
+        )
+
+
 def _preset(preset: str, name: str) -> Mapping[str, Any]:
+    preset = str(preset)
     table, _, column = preset.partition("/")[2].partition("/")
     path = CONF_DIR / "attack_params" / preset.partition("/")[0] / f"{table}.yaml"
     columns = yaml.safe_load(path.read_text()) if path.is_file() else {}

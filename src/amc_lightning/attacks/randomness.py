@@ -36,6 +36,33 @@ def isolated_randomness(seed: int, device: torch.device) -> Iterator[None]:
             generator.set_state(state)
 
 
+@contextmanager
+def kept_torch_randomness(device: torch.device) -> Iterator[None]:
+    """Put the states of torch's global generators back on leaving: a model may draw in eval mode too.
+
+    Args:
+        device: device of the model; its generator is covered beside the CPU's where it is a CUDA device.
+    """
+    generators = [torch.default_generator, *_generators(device)]
+    states = [generator.get_state() for generator in generators]
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seed the generators that ``kept_torch_randomness`` keeps.
+
+    Args:
+        seed: in [0, 2**63).
+        device: device of the model.
+    """
+    for generator in (torch.default_generator, *_generators(device)):
+        generator.manual_seed(seed)
+
+
 def _generators(device: torch.device) -> list[torch.Generator]:
     if device.type != "cuda":
         return []

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from amc_lightning.attacks.base import full_precision
-from amc_lightning.attacks.batch import check_batch
+from amc_lightning.attacks.batch import check_types, check_values
 from amc_lightning.attacks.copies import PLAIN, Execution, copies_of
 from amc_lightning.attacks.fold import CraftingCopy
 from amc_lightning.attacks.guard import guarded, unwrapped
+from amc_lightning.attacks.randomness import kept_torch_randomness
 from amc_lightning.errors import UserError
 
 
@@ -35,7 +36,7 @@ class ModelView(nn.Module):
 
     def __init__(self, model: nn.Module, images: Tensor, labels: Tensor | None, execution: Execution = PLAIN) -> None:
         super().__init__()
-        self.largest_label = check_batch(model, images, labels)
+        self.largest_label = check_values(images, labels)
         self.anchor = nn.Parameter(images.new_empty(0), requires_grad=False)
         self.model = model
         self.training = False
@@ -74,7 +75,30 @@ class ModelView(nn.Module):
 
     def judge(self, images: Tensor) -> Tensor:
         """Return the plain model's logits, (B, K), not counted as the attack's work."""
-        return full_precision(self.model(images if self.dtype is None else images.to(self.dtype)))
+        images = images if self.dtype is None else images.to(self.dtype)
+        return full_precision(self._asked(images))
+
+    def _asked(self, images: Tensor) -> Tensor:
+        """Call the model, and refuse one that writes to its images: they are the caller's, or the attack's own."""
+        version = images._version
+        try:
+            logits: Tensor = self.model(images)
+        except RuntimeError as error:
+            if "leaf Variable that requires grad is being used in an in-place" not in str(error):
+                raise
+            raise self._writes() from error
+        if images._version != version:
+            raise self._writes()
+        return logits
+
+    def _writes(self) -> UserError:
+        return UserError(
+            "model",
+            type(self.model).__name__,
+            "writes to its images in place",
+            "needed: a forward that leaves them as they are",
+            "Write x = x - mean, not x.sub_(mean).",
+        )
 
     def verify(self, x_adv: Tensor, name: str) -> bool:
         """Return whether ``x_adv`` is finite, after one wait for the device.
@@ -116,7 +140,7 @@ class ModelView(nn.Module):
 
     def _pass(self, images: Tensor, copy: CraftingCopy | None) -> Tensor:
         images = self._count(images)
-        logits = self.model(images) if copy is None else copy(self._shown(images))
+        logits = self._asked(images) if copy is None else copy(self._shown(images))
         self._check(images, logits)
         return full_precision(logits)
 
@@ -197,11 +221,21 @@ def opened(
         execution: how passes are made.
 
     Raises:
-        UserError: for images or labels of a wrong shape, dtype or range, or a model on another device.
+        UserError: for images or labels of a wrong shape, dtype or range (in an open view: shape and dtype only), for
+            something that is not a module, or a model on another device.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            "model",
+            type(model).__name__,
+            "is not a torch.nn.Module",
+            "needed: a module from images to logits",
+            "Call attack(model, x, y) in this order, and put a function into a module.",
+        )
+    check_types(model, images, labels)
     if isinstance(model, ModelView):
         yield model
         return
     model = unwrapped(model)
-    with guarded(model):
+    with kept_torch_randomness(images.device), guarded(model):
         yield ModelView(model, images, labels, execution)
