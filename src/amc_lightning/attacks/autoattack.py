@@ -26,6 +26,7 @@ L1_RESTARTS, L1_TARGET_CLASSES = 5, 5
 class AutoAttack(Reference):
     """AutoAttack, ``standard``: its members one after the other, each on the rows that are still standing.
 
+    It is the reference, saturated softmax of APGD-CE included; the losses of the other members do not saturate.
     With its noise given, a row's result is its own and nothing is drawn.
 
     Args:
@@ -36,6 +37,10 @@ class AutoAttack(Reference):
         n_target_classes: targets of APGD-T and FAB, >= 1; all other classes if there are fewer.
         n_queries: of Square, >= 1.
         square_seed: of Square's random numbers, >= 0.
+
+    Attributes:
+        zero_gradient: rows that nobody fooled and whose gradients were all exactly zero, in every member that takes
+            gradients, in the last call, (B,) bool: only Square has tried them.
     """
 
     draws_nothing = True
@@ -116,7 +121,8 @@ class AutoAttack(Reference):
                 run_fab_t(standing, nb_iter=self.nb_iter, n_target_classes=self.n_target_classes)
             else:
                 run_square(standing, [self.square_seed], n_queries=self.n_queries)
-        return standing.x_adv
+        self.zero_gradient = standing.zero_gradient
+        return standing.result()
 
 
 def _starts(norm: Norm, n_target_classes: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from amc_lightning.attacks.base import rows_like
+from amc_lightning.attacks.base import largest_entries, rows_like
 
 SPARSE_SHARE = 0.01
 """Share of the pixels that one l1 step moves: SLIDE's 99th percentile."""
@@ -41,11 +41,18 @@ def unit_l2(rows: Tensor) -> Tensor:
     Args:
         rows: (B, ...) float, of any size: rows whose squares underflow are scaled rightly too.
     """
-    flat = rows.flatten(1)
-    # By the largest entry first: the squares of a confident model's gradient underflow.
-    flat = flat / nonzero(flat.abs().amax(dim=1, keepdim=True))
+    flat = over_largest(rows)[0].flatten(1)
     flat = flat / nonzero(flat.norm(dim=1, keepdim=True))
     return flat.view_as(rows)
+
+
+def over_largest(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows divided by their largest absolute entries, and these, (B,); zero rows stay zero, NaN stays NaN.
+
+    The squares of a confident model's gradient underflow; those of the rows so divided do not.
+    """
+    largest = largest_entries(rows)
+    return rows / rows_like(nonzero(largest), rows), largest
 
 
 def project_l1(delta: Tensor, eps: float) -> Tensor:
@@ -82,7 +89,7 @@ def _step_l1(gradient: Tensor, x: Tensor) -> Tensor:
     flat = gradient.masked_fill(blocked, 0.0).flatten(1)
     count = max(1, round(SPARSE_SHARE * flat.shape[1]))
     values, index = flat.abs().topk(count, dim=1)
-    signs = flat.gather(1, index).sign()
+    signs = _sign(flat.gather(1, index))
     moved = (values > 0).sum(dim=1, keepdim=True).clamp_(min=1)
     return torch.zeros_like(flat).scatter_(1, index, signs / moved).view_as(gradient)
 
@@ -110,9 +117,13 @@ def nonzero(scale: Tensor) -> Tensor:
     return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
-def _step_linf(gradient: Tensor, x: Tensor) -> Tensor:
-    # The sign of NaN is 0, which would hide it.
+def _sign(gradient: Tensor) -> Tensor:
+    # torch's sign of NaN is 0, which would hide it.
     return torch.where(gradient.isnan(), gradient, gradient.sign())
+
+
+def _step_linf(gradient: Tensor, x: Tensor) -> Tensor:
+    return _sign(gradient)
 
 
 LINF = Ball("linf", _step_linf, lambda delta, eps: delta.clamp(-eps, eps), _draw_linf)

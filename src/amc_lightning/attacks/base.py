@@ -42,7 +42,11 @@ __all__ = [
     "cross_entropy_direction",
     "full_precision",
     "gradient_logits",
+    "is_fooled",
+    "is_unknown",
     "is_zero",
+    "largest_entries",
+    "nan_where",
     "rows_like",
 ]
 
@@ -148,9 +152,43 @@ def cross_entropy_direction(logits: Tensor, labels: Tensor) -> Tensor:
     return others.scatter(1, column, -1.0)
 
 
+def is_unknown(logits: Tensor) -> Tensor:
+    """Return which rows of (B, K) have an entry that is no number, (B,) bool: an answer that tells nothing."""
+    return logits.isnan().any(dim=1)
+
+
+def is_fooled(logits: Tensor, labels: Tensor, confidence: float = 0.0) -> Tensor:
+    """Return which rows are answered wrongly, (B,) bool; one that holds NaN, whose argmax means nothing, is not.
+
+    Args:
+        logits: (B, K), of the model's own precision or better.
+        labels: class indices, (B,) int64.
+        confidence: margin by which another class must lead.
+
+    Example:
+        >>> is_fooled(torch.tensor([[2.0, 1.0], [1.0, 2.0], [torch.nan, 1.0]]), torch.tensor([0, 0, 1]))
+        tensor([False,  True, False])
+    """
+    known = ~is_unknown(logits)
+    if confidence != 0:
+        handicap = torch.full_like(logits[:, :1], confidence)
+        logits = logits.scatter_add(1, labels.unsqueeze(1), handicap)
+    return (logits.argmax(dim=1) != labels) & known
+
+
+def nan_where(unknown: Tensor, images: Tensor) -> Tensor:
+    """Return images with NaN in place of the rows marked by (B,) bool, so that whoever gets them notices."""
+    return torch.where(rows_like(unknown, images), torch.nan, images)
+
+
+def largest_entries(images: Tensor) -> Tensor:
+    """Return the largest absolute value of each row of (B, C, H, W), (B,); NaN where one is."""
+    return images.flatten(1).abs().amax(dim=1)
+
+
 def is_zero(images: Tensor) -> Tensor:
     """Return which rows of (B, C, H, W) are zero throughout, (B,) bool; NaN is not."""
-    return images.flatten(1).abs().amax(dim=1) == 0  # on a CPU several times as fast as any()
+    return largest_entries(images) == 0  # on a CPU several times as fast as any()
 
 
 def rows_like(values: Tensor, images: Tensor) -> Tensor:

@@ -5,12 +5,20 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from amc_lightning.attacks.base import Attack, CleanNeed, Start, full_precision, is_zero, rows_like
+from amc_lightning.attacks.base import (
+    Attack,
+    CleanNeed,
+    Start,
+    full_precision,
+    is_fooled,
+    is_unknown,
+    largest_entries,
+    nan_where,
+    rows_like,
+)
+from amc_lightning.attacks.search import Nearest, WeightSearch, hinge
 
-# "Not known yet" for the upper bound of the search, and the limit below which it counts as known: the authors' values.
-NO_UPPER_BOUND, KNOWN_BELOW = 1e10, 1e9
 # Keeps tanh space finite at pixels 0 and 1: the authors' value.
 INSIDE = 0.999999
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
@@ -100,16 +108,15 @@ class CW(Attack):
             start = self._clean_pass(x0, labels)
         gradient = start.gradient
         assert gradient is not None
-        wrong = _is_fooled(start.logits, labels, self.confidence)
-        unknown = start.logits.isnan().any(dim=1)
-        flat = is_zero(gradient)
-        self.zero_gradient = flat & ~wrong & ~unknown
-        rows = (~flat & ~wrong & ~unknown).nonzero().squeeze(1)
-        # An answer that is no number must be noticed.
-        x_adv = torch.where(rows_like(unknown, x0), torch.nan, x0)
+        right, largest = ~is_fooled(start.logits, labels, self.confidence), largest_entries(gradient)
+        # An answer that is no number must be noticed, and so must such a gradient.
+        unknown = is_unknown(start.logits) | (right & largest.isnan())
+        self.zero_gradient = (largest == 0) & right & ~unknown
+        rows = (right & ~unknown & ~self.zero_gradient).nonzero().squeeze(1)
+        x_adv = nan_where(unknown, x0)
         if len(rows) > 0:
-            hinge = _hinge(start.logits[rows], labels[rows], self.confidence).to(x0.dtype)
-            x_adv[rows] = self._search(x0[rows], labels[rows], gradient[rows].to(x0.dtype), hinge)
+            hinge0 = hinge(start.logits[rows], labels[rows], self.confidence).to(x0.dtype)
+            x_adv[rows] = self._search(x0[rows], labels[rows], gradient[rows].to(x0.dtype), hinge0)
         return x_adv
 
     def _clean_pass(self, x0: Tensor, labels: Tensor) -> Start:
@@ -120,13 +127,11 @@ class CW(Attack):
 
     def _search(self, x0: Tensor, labels: Tensor, gradient0: Tensor, hinge0: Tensor) -> Tensor:
         """Search over c for each row; return the nearest wrong images, clean where there is none."""
-        best = _Best.of(x0)
-        c = torch.full_like(hinge0, self.initial_const)
-        lower, upper = torch.zeros_like(c), torch.full_like(c, NO_UPPER_BOUND)
+        best = Nearest.of(x0)
+        search = WeightSearch(x0, self.initial_const, self.binary_search_steps)
         everyone = torch.arange(len(x0), device=x0.device)
         for search_step in range(self.binary_search_steps):
-            if search_step == self.binary_search_steps - 1 >= 9:
-                c = upper
+            c = search.weight(search_step)
             t = (2 * x0 - 1) * INSIDE
             descent = _Descent(
                 rows=everyone,
@@ -139,16 +144,12 @@ class CW(Attack):
                 mean=torch.zeros_like(x0),
                 square=torch.zeros_like(x0),
                 previous_loss=c * hinge0,
-                x_best=x0,
-                nearest=torch.full_like(c, math.inf),
+                nearest=Nearest.of(x0),
             )
-            found = self._descend(descent, best)
-            upper = torch.where(found, torch.minimum(upper, c), upper)
-            lower = torch.where(found, lower, torch.maximum(lower, c))
-            c = torch.where(upper < KNOWN_BELOW, (lower + upper) / 2, torch.where(found, c, c * 10))
-        return best.x
+            search.learn(self._descend(descent, best))
+        return best.result()
 
-    def _descend(self, rows: "_Descent", best: "_Best") -> Tensor:
+    def _descend(self, rows: "_Descent", best: Nearest) -> Tensor:
         """Run one search step; note the nearest wrong iterates in ``best``; return which rows had any, (B,) bool."""
         found = torch.zeros(len(best.x), dtype=torch.bool, device=best.x.device)
         period = self.max_iterations // 10 or 1
@@ -157,27 +158,28 @@ class CW(Attack):
             # One pass judges this iterate and tells where to go next.
             point = x.requires_grad_()
             logits = full_precision(self.get_logits(point))
-            hinge = _hinge(logits, rows.labels, self.confidence)
-            (gradient,) = torch.autograd.grad((rows.c.to(hinge) * hinge).sum(), point)
+            margin = hinge(logits, rows.labels, self.confidence)
+            (gradient,) = torch.autograd.grad((rows.c.to(margin) * margin).sum(), point)
             x = point.detach()
-            distance = rows.offer(x, _is_fooled(logits.detach(), rows.labels, self.confidence))
+            distance = rows.offer(x, logits.detach(), self.confidence)
             rows.gradient = (gradient + 2 * (x - rows.x0)) * slope
             if self.abort_early and k % period == 0:
-                loss = rows.c * hinge.detach().to(rows.c) + distance
+                loss = rows.c * margin.detach().to(rows.c) + distance
                 # A black or white pixel lies where tanh is flat, and takes long to begin.
                 begins = distance < BEGUN**2
+                rows.nearest.unknown = rows.nearest.unknown | largest_entries(gradient).isnan()  # before it is left
                 going = ((loss <= 0.9999 * rows.previous_loss) | begins).nonzero().squeeze(1)  # the sync of a check
                 rows.previous_loss = loss
                 if len(going) < len(rows.rows):
-                    best.merge_(rows, found)
+                    rows.end(best, found)
                     rows = rows.only(going)
                 if len(going) == 0:
                     return found
         x, _ = rows.step(self.max_iterations, self.learning_rate)
         with torch.no_grad():
             logits = full_precision(self.get_logits(x))
-        rows.offer(x, _is_fooled(logits, rows.labels, self.confidence))
-        best.merge_(rows, found)
+        rows.offer(x, logits, self.confidence)
+        rows.end(best, found)
         return found
 
 
@@ -198,8 +200,7 @@ class _Descent:
     mean: Tensor
     square: Tensor
     previous_loss: Tensor
-    x_best: Tensor
-    nearest: Tensor
+    nearest: Nearest
 
     def step(self, k: int, learning_rate: float) -> tuple[Tensor, Tensor]:
         """Take Adam's k-th step, from 1; return the images there and their derivative by ``w``."""
@@ -210,44 +211,16 @@ class _Descent:
         t = self.w.tanh()
         return (t + 1) / 2, (1 - t * t) / 2
 
-    def offer(self, x: Tensor, fooled: Tensor) -> Tensor:
+    def offer(self, x: Tensor, logits: Tensor, confidence: float) -> Tensor:
         """Note images that fool and are nearer than before; return the squared l2 distances, (B,)."""
         distance = (x - self.x0).flatten(1).square().sum(dim=1)
-        nearer = fooled & (distance < self.nearest)
-        self.x_best = torch.where(rows_like(nearer, x), x, self.x_best)
-        self.nearest = torch.where(nearer, distance, self.nearest)
+        self.nearest.offer(x, distance, logits, self.labels, confidence)
         return distance
+
+    def end(self, best: Nearest, found: Tensor) -> None:
+        """Hand over what these rows have found, to the images of the whole search and the flags of its step."""
+        found[self.rows] = self.nearest.distance.isfinite()
+        best.merge_(self.rows, self.nearest)
 
     def only(self, kept: Tensor) -> "_Descent":
         return _Descent(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
-
-
-@dataclass
-class _Best:
-    """Per row of a search the nearest wrong image so far; the clean one, at an infinite distance, if there is none."""
-
-    x: Tensor
-    distance: Tensor
-
-    @classmethod
-    def of(cls, x0: Tensor) -> "_Best":
-        return cls(x0.clone(), torch.full((len(x0),), math.inf, dtype=x0.dtype, device=x0.device))
-
-    def merge_(self, rows: _Descent, found: Tensor) -> None:
-        """Take over what ``rows`` have found, here and in the flags ``found``."""
-        found[rows.rows] = rows.nearest.isfinite()
-        nearer = rows.nearest < self.distance[rows.rows]
-        self.x[rows.rows] = torch.where(rows_like(nearer, self.x), rows.x_best, self.x[rows.rows])
-        self.distance[rows.rows] = torch.minimum(rows.nearest, self.distance[rows.rows])
-
-
-def _hinge(logits: Tensor, labels: Tensor, confidence: float) -> Tensor:
-    """Return max(0, real - other + confidence), (B,). -inf, not 0, hides the true class: logits may be negative."""
-    column = labels.unsqueeze(1)
-    real = logits.gather(1, column).squeeze(1)
-    return functional.relu(real - logits.scatter(1, column, -math.inf).amax(dim=1) + confidence)
-
-
-def _is_fooled(logits: Tensor, labels: Tensor, confidence: float) -> Tensor:
-    handicap = torch.full_like(logits[:, :1], confidence)
-    return logits.scatter_add(1, labels.unsqueeze(1), handicap).argmax(dim=1) != labels

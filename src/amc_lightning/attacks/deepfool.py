@@ -5,7 +5,17 @@ import math
 import torch
 from torch import Tensor, nn
 
-from amc_lightning.attacks.base import Attack, CleanNeed, Start, full_precision, rows_like
+from amc_lightning.attacks.ball import over_largest
+from amc_lightning.attacks.base import (
+    Attack,
+    CleanNeed,
+    Start,
+    full_precision,
+    is_fooled,
+    is_unknown,
+    nan_where,
+    rows_like,
+)
 
 
 class DeepFool(Attack):
@@ -71,22 +81,25 @@ class DeepFool(Attack):
         x0, labels = images.detach(), labels.to(images.device)
         self.zero_gradient = torch.zeros(len(x0), dtype=torch.bool, device=x0.device)
         logits = self._logits(x0) if start is None else start.logits
-        unknown = logits.isnan().any(dim=1)
-        # An answer that is no number must be noticed.
-        x_adv = torch.where(rows_like(unknown, x0), torch.nan, x0)
-        rows = ((logits.argmax(dim=1) == labels) & ~unknown).nonzero().squeeze(1)
+        unknown = is_unknown(logits)
+        # An answer that is no number must be noticed, and so must such a gradient.
+        x_adv = nan_where(unknown, x0)
+        rows = (~is_fooled(logits, labels) & ~unknown).nonzero().squeeze(1)
         x, total = x0[rows], torch.zeros_like(x0[rows])
         for iteration in range(self.max_iter):
             if len(rows) == 0:
                 break
-            step, stuck = self._nearest(x, labels[rows])
+            step, distance = self._nearest(x, labels[rows])
+            stuck = distance.isinf()
             if iteration == 0:
                 self.zero_gradient[rows] = stuck
             total = total + step
             beyond = (x0[rows] + (1 + self.overshoot) * total).clamp_(0.0, 1.0)
-            fooled = self._logits(beyond).argmax(dim=1) != labels[rows]
-            x_adv[rows[fooled]] = beyond[fooled]
-            going = ~fooled & ~stuck
+            logits = self._logits(beyond)
+            unknown, fooled = is_unknown(logits) | distance.isnan(), is_fooled(logits, labels[rows])
+            ended = unknown | fooled
+            x_adv[rows[ended]] = nan_where(unknown, beyond)[ended]
+            going = ~ended & ~stuck
             rows, total = rows[going], total[going]
             x = (x0[rows] + total).clamp_(0.0, 1.0)
         return x_adv
@@ -96,7 +109,10 @@ class DeepFool(Attack):
         return full_precision(self.get_logits(x))
 
     def _nearest(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the step onto the nearest boundary of the model linearised at ``x``, and which rows see none."""
+        """Return the step onto the nearest boundary of the model linearised at ``x``, and its length, (B,).
+
+        The length is infinite where no boundary is seen, NaN where a gradient is.
+        """
         point = x.clone().requires_grad_()
         logits = full_precision(self.get_logits(point))
         column = labels.unsqueeze(1)
@@ -107,14 +123,12 @@ class DeepFool(Attack):
         nearest = torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device)
         for candidate in range(others):
             (w,) = torch.autograd.grad(gaps[:, candidate].sum(), point, retain_graph=candidate < others - 1)
-            # By the largest entry first: the squares of a flat model's gradient underflow.
-            largest = w.flatten(1).abs().amax(dim=1)
-            unit = w / rows_like(torch.where(largest == 0, 1, largest), w)
+            unit, largest = over_largest(w)
             length = unit.flatten(1).norm(dim=1)
             # |f| / |w|, and the step |f| w / |w|^2, in units of the largest entry.
             scaled = gaps[:, candidate].detach().abs().to(x.dtype) / largest
             distance = scaled / length
-            nearer = (distance < nearest) & (largest > 0)
+            nearer = (largest != 0) & ~(distance >= nearest) & ~nearest.isnan()
             step = torch.where(rows_like(nearer, w), rows_like(distance / length, w) * unit, step)
             nearest = torch.where(nearer, distance, nearest)
-        return step, nearest.isinf()
+        return step, nearest

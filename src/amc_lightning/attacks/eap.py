@@ -7,10 +7,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from amc_lightning.attacks.base import Attack, CleanNeed, Start, full_precision, gradient_logits, is_zero, rows_like
-
-# "Not known yet" for the upper bound of the search, and the limit below which it counts as known: the authors' values.
-NO_UPPER_BOUND, KNOWN_BELOW = 1e10, 1e9
+from amc_lightning.attacks.base import (
+    Attack,
+    CleanNeed,
+    Start,
+    full_precision,
+    gradient_logits,
+    is_fooled,
+    is_unknown,
+    largest_entries,
+    rows_like,
+)
+from amc_lightning.attacks.search import Nearest, WeightSearch, hinge
 
 
 class EAP(Attack):
@@ -106,16 +114,15 @@ class EAP(Attack):
             gradient, logits = self._hinge_gradient(x0, labels)
             start = Start(logits if self._gradients_are_exact else self._logits(x0), gradient)
         gradient0 = cast(Tensor, start.gradient)
-        movable = ~self._is_fooled(start.logits, labels)
-        self.zero_gradient = movable & is_zero(gradient0)
-        best = _Best(x0)
-        # An answer that is no number must be noticed: no distance is ever smaller than this one.
-        best.x = torch.where(rows_like(start.logits.isnan().any(dim=1), x0), torch.nan, best.x)
-        c = torch.full((len(x0),), self.initial_const, dtype=x0.dtype, device=x0.device)
-        lower, upper = torch.zeros_like(c), torch.full_like(c, NO_UPPER_BOUND)
+        right, largest = ~is_fooled(start.logits, labels, self.confidence), largest_entries(gradient0)
+        best = Nearest.of(x0)
+        # An answer that is no number must be noticed, and so must such a gradient.
+        best.unknown = is_unknown(start.logits) | (right & largest.isnan())
+        movable = right & ~best.unknown
+        self.zero_gradient = movable & (largest == 0)
+        search = WeightSearch(x0, self.initial_const, self.binary_search_steps)
         for search_step in range(self.binary_search_steps):
-            if search_step == self.binary_search_steps - 1 >= 9:
-                c = upper
+            c = search.weight(search_step)
             first = self._shrink(x0, x0, c, gradient0, self.learning_rate)
             moved = (first != x0).flatten(1).any(dim=1) & movable
             rows = moved.nonzero().squeeze(1)  # the one host sync of a search step
@@ -124,17 +131,15 @@ class EAP(Attack):
                 step_best = self._descend(x0[rows], first[rows], c[rows], labels[rows], best.distance[rows])
                 found[rows] = step_best.distance.isfinite()
                 best.merge_(rows, step_best)
-            upper = torch.where(found, torch.minimum(upper, c), upper)
-            lower = torch.where(found, lower, torch.maximum(lower, c))
-            c = torch.where(upper < KNOWN_BELOW, (lower + upper) / 2, torch.where(found, c, c * 10))
-        return best.x
+            search.learn(found)
+        return best.result()
 
-    def _descend(self, x0: Tensor, first: Tensor, c: Tensor, labels: Tensor, known: Tensor) -> "_Best":
+    def _descend(self, x0: Tensor, first: Tensor, c: Tensor, labels: Tensor, known: Tensor) -> Nearest:
         """Run one search step from its first iterate on; return the best wrong iterate of each row.
 
         ``known`` is the distance of the best so far, (B,): of iterates further away one is enough.
         """
-        whole = best = _Best(x0)
+        whole = best = Nearest.of(x0)
         left = torch.arange(len(x0), device=x0.device)  # rows that have not aborted
         x = y = first  # the first momentum is 0 / 3
         plateau = torch.full_like(c, math.inf)
@@ -162,7 +167,7 @@ class EAP(Attack):
                     whole.put_(left, best)
                     if len(kept) == 0:
                         return whole
-                    left, best = left[kept], best.at(kept)
+                    left, best = left[kept], best[kept]
                     x, y, x0, c, labels = x[kept], y[kept], x0[kept], c[kept], labels[kept]
                     plateau, logits = plateau[kept], logits[kept]
         whole.put_(left, best)
@@ -184,10 +189,6 @@ class EAP(Attack):
         (gradient,) = torch.autograd.grad(logits, point, direction)
         return gradient, logits.detach()
 
-    def _is_fooled(self, logits: Tensor, labels: Tensor) -> Tensor:
-        handicap = torch.full_like(logits[:, :1], self.confidence)
-        return logits.scatter_add(1, labels.unsqueeze(1), handicap).argmax(dim=1) != labels
-
     def _shrink(self, y: Tensor, x0: Tensor, c: Tensor, gradient: Tensor, step_size: float) -> Tensor:
         """Take a gradient step from ``y`` on the smooth part, shrink it towards ``x0`` by beta, clip to the box."""
         offset = torch.mul(y - x0, 1 - 2 * step_size)
@@ -199,11 +200,10 @@ class EAP(Attack):
         distance = delta.abs().sum(dim=1)
         return distance if rule == "L1" else self.beta * distance + delta.square().sum(dim=1)
 
-    def _judge(self, best: "_Best", x: Tensor, x0: Tensor, logits: Tensor, labels: Tensor) -> None:
-        distance = self._distance(x, x0, self.decision_rule)
-        best.offer(x, torch.where(self._is_fooled(logits, labels), distance, math.inf))
+    def _judge(self, best: Nearest, x: Tensor, x0: Tensor, logits: Tensor, labels: Tensor) -> None:
+        best.offer(x, self._distance(x, x0, self.decision_rule), logits, labels, self.confidence)
 
-    def _judge_promising(self, best: "_Best", x: Tensor, x0: Tensor, labels: Tensor, known: Tensor) -> None:
+    def _judge_promising(self, best: Nearest, x: Tensor, x0: Tensor, labels: Tensor, known: Tensor) -> None:
         """Judge the rows that have nothing yet in this search step, or are nearer than what they have."""
         distance = self._distance(x, x0, self.decision_rule)
         open_ = best.distance.isinf() | (distance < torch.minimum(best.distance, known))
@@ -211,39 +211,9 @@ class EAP(Attack):
         if len(rows) == len(x):
             self._judge(best, x, x0, self._logits(x), labels)
         elif len(rows) > 0:
-            part, x = best.at(rows), x[rows]
+            part, x = best[rows], x[rows]
             self._judge(part, x, x0[rows], self._logits(x), labels[rows])
             best.put_(rows, part)
 
     def _loss(self, x: Tensor, x0: Tensor, c: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        column = labels.unsqueeze(1)
-        other = logits.scatter(1, column, -math.inf).amax(dim=1)
-        margin = logits.gather(1, column).squeeze(1) - other
-        return c * functional.relu(margin + self.confidence) + self._distance(x, x0, "EN")
-
-
-class _Best:
-    """Per row the nearest wrong image so far; the clean one, at an infinite distance, where there is none."""
-
-    def __init__(self, x0: Tensor) -> None:
-        self.x = x0.clone()
-        self.distance = torch.full((len(x0),), math.inf, dtype=x0.dtype, device=x0.device)
-
-    def offer(self, x: Tensor, distance: Tensor) -> None:
-        nearer = distance < self.distance
-        self.x = torch.where(rows_like(nearer, x), x, self.x)
-        self.distance = torch.where(nearer, distance, self.distance)
-
-    def merge_(self, rows: Tensor, other: "_Best") -> None:
-        nearer = other.distance < self.distance[rows]
-        self.x[rows] = torch.where(rows_like(nearer, other.x), other.x, self.x[rows])
-        self.distance[rows] = torch.where(nearer, other.distance, self.distance[rows])
-
-    def at(self, rows: Tensor) -> "_Best":
-        part = _Best.__new__(_Best)
-        part.x, part.distance = self.x[rows], self.distance[rows]
-        return part
-
-    def put_(self, rows: Tensor, part: "_Best") -> None:
-        if part is not self:
-            self.x[rows], self.distance[rows] = part.x, part.distance
+        return c * hinge(logits, labels, self.confidence) + self._distance(x, x0, "EN")

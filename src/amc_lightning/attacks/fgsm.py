@@ -15,7 +15,7 @@ class FGSM(Attack):
 
     Args:
         model: returns logits.
-        eps: l-inf radius in pixel units of [0, 1].
+        eps: l-inf radius in pixel units of [0, 1]; 0 costs no pass.
 
     Attributes:
         zero_gradient: rows whose gradient was exactly zero in the last call, (B,) bool; they come back clean.
@@ -41,7 +41,7 @@ class FGSM(Attack):
     @staticmethod
     def clean_need(**arguments: object) -> CleanNeed:
         """Return that it needs the gradient at the clean images."""
-        return "gradient"
+        return "nothing" if arguments.get("eps") == 0 else "gradient"
 
     @staticmethod
     def clean_direction(logits: Tensor, labels: Tensor, **arguments: object) -> Tensor:
@@ -60,6 +60,9 @@ class FGSM(Attack):
             x_adv, like ``images``.
         """
         images, labels = images.detach().to(self.device), labels.to(self.device)
+        self.zero_gradient = None
+        if self.eps == 0:
+            return images.clone()
         if start is not None and start.gradient is not None:
             gradient = start.gradient
         else:

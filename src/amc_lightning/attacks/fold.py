@@ -102,7 +102,7 @@ class CraftingCopy:
             direction: like ``images``.
 
         Returns:
-            Logits with their graph, bit for bit those of a call with one, and J d without, both (B, K); J is the logits'
+            Logits with their graph, bit for bit those of such a call, and J d without, both (B, K); J is the logits'
             Jacobian. None, whatever the images, if a derivative is not known or the copy is in half precision.
         """
         if not self.has_derivative():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from amc_lightning.attacks.ball import BALLS, Norm
-from amc_lightning.attacks.base import Attack, full_precision, rows_like
+from amc_lightning.attacks.base import Attack, full_precision, is_fooled, nan_where, rows_like
 
 
 class RandomNoise(Attack):
@@ -35,6 +35,11 @@ class RandomNoise(Attack):
         self.eps = eps
         self.norm = norm
         self.restarts = restarts
+
+    @staticmethod
+    def needs_labels(restarts: int = 1, **arguments: object) -> bool:
+        """Return that a single draw, which is not judged, needs none."""
+        return restarts > 1
 
     @staticmethod
     def gradient_passes(restarts: int = 1, **arguments: object) -> int:
@@ -71,14 +76,16 @@ class RandomNoise(Attack):
         assert labels is not None
         labels = labels.to(images.device)
         loss, fooled = self._judge(x, labels)
+        # An answer that is no number must be noticed, unless another draw fools.
+        x = nan_where(loss.isnan(), x)
         for draw in range(1, self.restarts):
             rows = (~fooled).nonzero().squeeze(1)
             if len(rows) == 0:
                 break
             x_new = (images[rows] + self.eps * draws[rows, draw]).clamp_(0.0, 1.0)
             new_loss, new_fooled = self._judge(x_new, labels[rows])
-            better = new_fooled | (new_loss > loss[rows])
-            x[rows] = torch.where(rows_like(better, x), x_new, x[rows])
+            better = new_fooled | ~((new_loss <= loss[rows]) | loss[rows].isnan())
+            x[rows] = torch.where(rows_like(better, x), nan_where(new_loss.isnan(), x_new), x[rows])
             loss[rows] = torch.where(better, new_loss, loss[rows])
             fooled[rows] = new_fooled
         return x
@@ -87,4 +94,4 @@ class RandomNoise(Attack):
     def _judge(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return each row's cross-entropy, and whether the model gets it wrong."""
         logits = full_precision(self.get_logits(x))
-        return functional.cross_entropy(logits, labels, reduction="none"), logits.argmax(dim=1) != labels
+        return functional.cross_entropy(logits, labels, reduction="none"), is_fooled(logits, labels)

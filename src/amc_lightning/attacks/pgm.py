@@ -14,9 +14,16 @@ from amc_lightning.attacks.base import (
     cross_entropy_direction,
     full_precision,
     gradient_logits,
+    is_fooled,
     is_zero,
+    nan_where,
     rows_like,
 )
+
+LONGEST_STEP = 100.0
+"""Length in radii to which a step is cut: floats would lose the start and the ball beside a far longer one.
+
+Whatever is longer ends, but for a hundredth of the radius, at the same place."""
 
 
 class PGM(Attack):
@@ -27,7 +34,7 @@ class PGM(Attack):
 
     Args:
         model: returns logits.
-        eps: radius in pixel units of [0, 1].
+        eps: radius in pixel units of [0, 1]; 0 costs no pass.
         eps_iter: length of a step, in the norm of the ball; None for 2.5 * eps / nb_iter.
         nb_iter: steps, >= 1.
         rand_init: start uniformly in the ball (clipped to the box), else at the image.
@@ -85,7 +92,7 @@ class PGM(Attack):
     @staticmethod
     def clean_need(**arguments: object) -> CleanNeed:
         """Return that only a run from the image itself needs its gradient."""
-        return "nothing" if arguments.get("rand_init", True) else "gradient"
+        return "nothing" if arguments.get("rand_init", True) or arguments.get("eps") == 0 else "gradient"
 
     @staticmethod
     def clean_direction(logits: Tensor, labels: Tensor, **arguments: object) -> Tensor:
@@ -121,6 +128,9 @@ class PGM(Attack):
             x_adv, like ``images``.
         """
         images, labels = images.detach().to(self.device), labels.to(self.device)
+        self.zero_gradient = None
+        if self.eps == 0:
+            return images.clone()
         if not self.rand_init:
             noise = None
         elif noise is None:
@@ -128,7 +138,6 @@ class PGM(Attack):
             seeded = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
             noise = cast(Tensor, self.draw_noise(images.shape, seeded, **arguments)).to(images)
         runs = [noise] if noise is None or self.restarts == 1 else list(noise.unbind(dim=1))
-        self.zero_gradient = None
         if len(runs) == 1 and not self.keep_best:
             return self._climb(images, labels, runs[0], start, None)
         best = _Best(images)
@@ -152,6 +161,7 @@ class PGM(Attack):
         inside = _Inside(x0, self.eps, self.ball)
         x_adv = x0 if noise is None else inside(x0 + self.eps * noise)
         watched = best if self.keep_best else None
+        length = min(self.eps_iter, LONGEST_STEP * self.eps)
         for step in range(self.nb_iter):
             if step == 0 and noise is None and start is not None and start.gradient is not None:
                 gradient, logits = start.gradient, start.logits
@@ -168,7 +178,7 @@ class PGM(Attack):
                     if len(left) < len(fooled):
                         watched, inside = watched.at(left), inside.at(left)
                         x_adv, gradient, labels = x_adv[left], gradient[left], labels[left]
-            x_adv = inside(self.ball.step(gradient, x_adv).mul_(self.eps_iter).add_(x_adv))
+            x_adv = inside(self.ball.step(gradient, x_adv).mul_(length).add_(x_adv))
         if watched is not None:
             watched.offer(x_adv, self._judged(x_adv), labels)
         return x_adv
@@ -255,14 +265,15 @@ class _View:
     def offer(self, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """Take the better points over; return which of those offered fool."""
         whole, rows = self.whole, self.rows
-        fooled = logits.argmax(dim=1) != labels
+        fooled = is_fooled(logits, labels)
         # The cross-entropy is the softplus of this: the same order, but it saturates where the model is sure.
         column = labels.unsqueeze(1)
         others = logits.scatter(1, column, -torch.inf).logsumexp(dim=1)
         losses = (others - logits.gather(1, column).squeeze(1)).to(whole.loss)
         before, known = whole.fooled[rows], whole.loss[rows]
-        better = (fooled & ~before) | ((fooled == before) & ~(losses <= known))
-        x = torch.where(rows_like(losses.isnan(), x), torch.nan, x)  # an answer that is no number must be noticed
+        # NaN is taken over, and gives way only to what fools: an answer that is no number must be noticed.
+        better = (fooled & ~before) | ((fooled == before) & ~(losses <= known) & ~known.isnan())
+        x = nan_where(losses.isnan(), x)
         whole.x[rows] = torch.where(rows_like(better, x), x, whole.x[rows])
         whole.fooled[rows] = before | fooled
         whole.loss[rows] = torch.where(better, losses, known)

@@ -4,6 +4,9 @@ torchattacks has classes of the same names, but its ``AutoAttack`` runs APGD, AP
 place of 100 and has to be told the number of classes (10 if it is not), so that its robust accuracies are not
 AutoAttack's. Here the reference's numbers are the defaults, and the number of classes is read from the logits.
 
+They are the reference, with its weaknesses: APGD-CE stands still where the float32 softmax of a confident model has
+saturated, which ``pgm`` does not. ``zero_gradient`` says of which rows that is so.
+
 All classes return the clean image of a row that was wrong from the start, and of a row that nothing has fooled within
 the budget.
 
@@ -37,6 +40,8 @@ from amc_lightning.errors import UserError
 class Reference(Attack):
     """What all of them share: a budget, and the clean pass that finds the rows wrong from the start."""
 
+    zero_gradient: Tensor | None = None
+
     def __init__(self, name: str, model: nn.Module, eps: float, norm: Norm) -> None:
         super().__init__(name, model)
         self.eps = eps
@@ -59,7 +64,9 @@ class Reference(Attack):
 class APGDCE(Reference):
     """APGD on the cross-entropy: PGD with momentum and a step size that it adapts to the progress of each row.
 
-    With its noise given, a row's result is its own and nothing is drawn.
+    It is the reference's, whose cross-entropy has no gradient where its softmax saturates: of a confident model it may
+    move few rows, which is no evidence of robustness (``zero_gradient`` tells; ``pgm`` moves them). With its noise
+    given, a row's result is its own and nothing is drawn.
 
     Args:
         model: returns logits.
@@ -67,6 +74,10 @@ class APGDCE(Reference):
         norm: ``linf``, ``l2`` or ``l1``; for l1 the radius shrinks from 3 eps to eps on the way, as in the reference.
         nb_iter: iterations from each start, >= 1.
         restarts: random starts, >= 1; rows that are fooled make no more.
+
+    Attributes:
+        zero_gradient: rows that nothing fooled and whose gradients were exactly zero from every start in the last
+            call, (B,) bool; they never left it.
     """
 
     draws_nothing = True
@@ -107,7 +118,8 @@ class APGDCE(Reference):
         standing = self._stand(images, labels, start)
         draws = given_starts(noise, images, self.restarts, self.norm)
         run_apgd_ce(standing, draws, nb_iter=self.nb_iter)
-        return standing.x_adv
+        self.zero_gradient = standing.zero_gradient
+        return standing.result()
 
 
 class APGDT(Reference):
@@ -122,6 +134,10 @@ class APGDT(Reference):
         nb_iter: iterations from each start, >= 1.
         restarts: random starts for each target, >= 1.
         n_target_classes: targets, >= 1; all other classes if there are fewer.
+
+    Attributes:
+        zero_gradient: rows that nothing fooled and whose gradients were exactly zero from every start, for every
+            target, in the last call, (B,) bool.
     """
 
     draws_nothing = True
@@ -182,7 +198,8 @@ class APGDT(Reference):
         run_apgd_t(
             standing, draws, nb_iter=self.nb_iter, n_target_classes=self.n_target_classes, restarts=self.restarts
         )
-        return standing.x_adv
+        self.zero_gradient = standing.zero_gradient
+        return standing.result()
 
 
 class FAB(Reference):
@@ -197,6 +214,10 @@ class FAB(Reference):
         norm: ``linf``, ``l2`` or ``l1``.
         nb_iter: iterations for each target, >= 1.
         n_target_classes: targets, >= 1; all other classes if there are fewer.
+
+    Attributes:
+        zero_gradient: rows that nothing fooled and whose gradients were all exactly zero, for every target, in the last
+            call, (B,) bool.
 
     Reference:
         Croce and Hein, ICML 2020, https://arxiv.org/abs/1907.02044.
@@ -235,7 +256,8 @@ class FAB(Reference):
         """
         standing = self._stand(images, labels, start)
         run_fab_t(standing, nb_iter=self.nb_iter, n_target_classes=self.n_target_classes)
-        return standing.x_adv
+        self.zero_gradient = standing.zero_gradient
+        return standing.result()
 
 
 class Square(Reference):
@@ -297,4 +319,4 @@ class Square(Reference):
         standing = self._stand(images, labels, start)
         seeds = range(self.square_seed, self.square_seed + self.restarts)
         run_square(standing, seeds, n_queries=self.n_queries)
-        return standing.x_adv
+        return standing.result()

@@ -17,7 +17,7 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor
 
 from amc_lightning.attacks.ball import Norm
-from amc_lightning.attacks.base import Start, full_precision, rows_like
+from amc_lightning.attacks.base import Start, full_precision, is_fooled, is_unknown, largest_entries, nan_where
 from amc_lightning.errors import UserError
 
 THEIR_NAME = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -41,7 +41,8 @@ class Standing:
         start: what a pass at ``images`` told; None to make it here.
 
     Attributes:
-        x_adv: images that fool, clean ones where nothing has or the model was wrong from the start.
+        x_adv: images that fool, clean ones where nothing has or the model was wrong from the start; NaN where an answer
+            was no number.
         rows: indices of the rows still standing.
     """
 
@@ -58,17 +59,20 @@ class Standing:
         self.model, self.images, self.labels = model, images.detach(), labels.to(images.device)
         self.eps, self.norm = eps, norm
         logits = self._exact_logits(self.images) if start is None else start.logits
-        # An answer that is no number must be noticed.
-        unknown = logits.isnan().any(dim=1)
-        self.x_adv = torch.where(rows_like(unknown, self.images), torch.nan, self.images)
+        # An answer that is no number must be noticed, and so must such a gradient.
+        unknown = is_unknown(logits)
+        self.x_adv = nan_where(unknown, self.images)
         self.num_classes = logits.shape[1]
         # Of a length in float32: half a unit in the last place of each pixel.
         self.rounding = 6e-8 * images[0].numel() ** {"linf": 0.0, "l2": 0.5, "l1": 1.0}[norm]
         # The label first, even where another class has the same logit.
         self._order = logits.scatter(1, self.labels.unsqueeze(1), math.inf).float().sort(dim=1).indices
-        standing = (logits.argmax(dim=1) == self.labels) & ~unknown
+        standing = ~is_fooled(logits, self.labels) & ~unknown
         # A budget of nothing leaves every image as it is.
         self.rows = (standing if eps > 0 else torch.zeros_like(standing)).nonzero().squeeze(1)
+        # Largest entries of all gradients so far: of each row, and of the standing rows in the search under way.
+        self._largest = torch.full((len(images),), -1.0, device=images.device)
+        self._searched: Tensor | None = None
 
     @property
     def x(self) -> Tensor:
@@ -85,11 +89,23 @@ class Standing:
         return self._order[self.rows, -rank]
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return logits as pyautoattack wants them: float32, and its own to write into."""
+        """Return logits as pyautoattack wants them: float32, and its own to write into; look at gradients by ``x``."""
         if len(x) == 0:  # Square asks this where a margin is exactly 0
             return x.new_zeros(0, self.num_classes)
+        if x.requires_grad:
+            self._watch(x)
         logits = full_precision(self.model(x.to(self.images.dtype))).float()
         return logits if logits.requires_grad else logits.clone()
+
+    def _watch(self, x: Tensor) -> None:
+        """Note the size of the gradient by ``x``, one row for each that stands, when it is taken."""
+        numbers = ~largest_entries(x.detach()).isnan()  # what FAB's own arithmetic has lost says nothing of the model
+
+        def note(gradient: Tensor) -> None:
+            largest = torch.where(numbers, largest_entries(gradient.detach()), 0.0)
+            self._searched = largest if self._searched is None else torch.maximum(self._searched, largest)
+
+        x.register_hook(note)  # type: ignore[no-untyped-call]
 
     def offer(self, candidates: Tensor) -> None:
         """Keep what fools the model within the budget; its rows stand no longer.
@@ -101,10 +117,28 @@ class Standing:
             candidates: one for each standing row, float32.
         """
         candidates = candidates.detach()
-        fooled = self._exact_logits(candidates.to(self.images.dtype)).argmax(dim=1) != self.y
+        if self._searched is not None:
+            self._largest[self.rows] = torch.maximum(self._largest[self.rows], self._searched)
+            self._searched = None
+        logits = self._exact_logits(candidates.to(self.images.dtype))
+        unknown = is_unknown(logits) & ~largest_entries(candidates).isnan()
+        fooled = is_fooled(logits, self.y)
         fooled &= _length(candidates - self.x, self.norm) <= self.eps * (1 + 1e-6) + self.rounding
-        self.x_adv[self.rows[fooled]] = candidates[fooled].to(self.images.dtype)
-        self.rows = self.rows[~fooled]
+        ended = fooled | unknown
+        self.x_adv[self.rows[ended]] = nan_where(unknown, candidates)[ended].to(self.images.dtype)
+        self.rows = self.rows[~ended]
+
+    @property
+    def zero_gradient(self) -> Tensor:
+        """Rows still standing that were searched with gradients, every one of which was exactly zero, (B,) bool."""
+        return self._of_standing(self._largest == 0)
+
+    def result(self) -> Tensor:
+        """Return ``x_adv``, with NaN also for the rows still standing that had a gradient which was no number."""
+        return nan_where(self._of_standing(self._largest.isnan()), self.x_adv)
+
+    def _of_standing(self, marked: Tensor) -> Tensor:
+        return torch.zeros_like(marked).index_put((self.rows,), marked[self.rows])
 
     @torch.no_grad()
     def _exact_logits(self, x: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class VAP(Attack):
 
     Args:
         model: returns logits.
-        eps: l2 length of the perturbation before clipping, in pixel units of [0, 1].
+        eps: l2 length of the perturbation before clipping, in pixel units of [0, 1]; 0 costs no pass.
         num_iters: power iterations, >= 1.
         xi: distance of the finite difference; used by ``finite`` only.
         method: ``exact``, ``logit`` or ``finite``.
@@ -68,7 +68,7 @@ class VAP(Attack):
     @staticmethod
     def clean_need(**arguments: object) -> CleanNeed:
         """Return that it needs the clean logits only."""
-        return "logits"
+        return "nothing" if arguments.get("eps") == 0 else "logits"
 
     @staticmethod
     def clean_direction(logits: Tensor, labels: Tensor, **arguments: object) -> Tensor:
@@ -99,6 +99,9 @@ class VAP(Attack):
             x_adv, like ``images``.
         """
         images = images.detach().to(self.device)
+        self.zero_gradient = None
+        if self.eps == 0:
+            return images.clone()
         with torch.no_grad():
             answer = self.get_logits(images) if start is None else start.logits
         half = answer.dtype in (torch.float16, torch.bfloat16) or getattr(self.model, "answers_in_half", False)
