@@ -426,9 +426,9 @@ def test_finished_stages_stay_when_a_later_one_diverges(tmp_path):
     finally:
         torch.set_warn_always(False)
     assert done.status == 1
-    assert "stage 1 fgsm: the loss became " in done.message
+    assert "stage 1 fgsm: attack fgsm returned values that are not finite" in done.message
     results = read(folder)
-    assert results["status"].startswith("stopped: stage 1 fgsm: the loss became ")
+    assert results["status"].startswith("stopped: stage 1 fgsm: attack fgsm returned values that are not finite")
     assert [stage["name"] for stage in results["stages"]] == ["undefended"]
     assert (folder / "report.md").is_file()
     assert (folder / "examples.npz").is_file()
