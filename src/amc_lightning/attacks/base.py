@@ -110,14 +110,14 @@ class StartsClean(Protocol):
         ...
 
 
-def gradient_logits(model: nn.Module, images: Tensor) -> Tensor:
+def gradient_logits(attack: Attack, images: Tensor) -> Tensor:
     """Return logits to be differentiated, in at least float32.
 
     They may come from a faster copy of the model, or one in bfloat16; what is decided (fooled or not, a label, a
     distance) is never decided on them but on ``model(images)``.
     """
-    faster = getattr(model, "gradient_logits", None)
-    return full_precision(model(images) if faster is None else faster(images))
+    faster = getattr(attack.model, "gradient_logits", None)
+    return full_precision(attack.get_logits(images) if faster is None else faster(images))
 
 
 def full_precision(logits: Tensor) -> Tensor:

@@ -184,7 +184,7 @@ class EAP(Attack):
     def _hinge_gradient(self, y: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradient of max(0, real - other + confidence) by ``y``, per row, and the logits there."""
         point = y.detach().requires_grad_()
-        logits = gradient_logits(self.model, point)
+        logits = gradient_logits(self, point)
         direction = self.clean_direction(logits.detach(), labels, confidence=self.confidence)
         (gradient,) = torch.autograd.grad(logits, point, direction)
         return gradient, logits.detach()

@@ -67,7 +67,7 @@ class FGSM(Attack):
             gradient = start.gradient
         else:
             point = images.requires_grad_()
-            logits = gradient_logits(self.model, point)
+            logits = gradient_logits(self, point)
             (gradient,) = torch.autograd.grad(logits, point, cross_entropy_direction(logits, labels))
             images = point.detach()
         self.zero_gradient = is_zero(gradient)

@@ -186,7 +186,7 @@ class PGM(Attack):
     def _gradient(self, x_adv: Tensor, labels: Tensor, *, judged: bool) -> tuple[Tensor, Tensor]:
         """Return the direction of ascent at ``x_adv`` and logits there that may be decided on, if ``judged``."""
         point = x_adv.detach().requires_grad_()
-        logits = gradient_logits(self.model, point)
+        logits = gradient_logits(self, point)
         # No reduction over rows: a row's gradient must not shrink with the batch.
         (gradient,) = torch.autograd.grad(logits, point, cross_entropy_direction(logits, labels))
         if judged and not getattr(self.model, "gradients_are_exact", True):
