@@ -174,10 +174,17 @@ def test_vap_exact_direction_agrees_with_float64(net: nn.Module, batch: Batch, n
     net.eval()
     with scaled_head(net, scale):
         noise = VAP.draw_noise(x.shape, torch.Generator().manual_seed(4))
-        delta = VAP(net, eps=0.1, num_iters=num_iters)(x, noise=noise) - x
+        attack = VAP(net, eps=0.1, num_iters=num_iters)
+        delta = attack(x, noise=noise) - x
         reference = VAP(net.double(), eps=0.1, num_iters=num_iters, xi=1e-6, method="finite")
         expected = reference(x.double(), noise=noise.double()) - x
-    assert (cosine(delta, expected) >= 0.999).all()
+        exact = attack(x.double(), noise=noise.double()) - x
+    assert (cosine(exact, expected) >= 1 - 1e-9).all()
+    # In float32 a tie under the pooling may go to another pixel than in float64, which differs between processors:
+    # another subgradient of the same function. Of these rows one is so on a CPU without AVX-512.
+    agreement = cosine(delta, expected)
+    assert (agreement >= 0.999).sum() >= 7
+    assert (agreement >= 0.95).all()
 
 
 def test_vap_keeps_the_direction_where_probabilities_round_to_one() -> None:
