@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow parity goldens gpu lint format type smoke bench build clean
+.PHONY: help setup demo test slow parity goldens versions gpu lint format type smoke bench build clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -39,7 +39,10 @@ $(VENV)/.parity: $(READY)
 	@touch $@
 
 goldens: setup ## write the resolved configurations anew; read the diff
-	env -u AMC_DATA $(BIN)/python -m tests.test_goldens
+	env -u AMC_DATA -u AMC_STORE $(BIN)/python -m tests.test_goldens
+
+versions: setup ## take over changed sources of what is computed; NOTE="why nothing computed changes"
+	$(BIN)/python -m tests.test_versions "$(NOTE)"
 
 gpu: setup ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
@@ -58,7 +61,7 @@ type: setup ## mypy
 smoke: setup ## every stage once, seconds
 	$(BIN)/python -m amc_lightning +experiment=smoke
 
-bench: $(VENV)/.parity ## speed, as ratios, beside other libraries; more than an hour
+bench: $(VENV)/.parity ## speed, as ratios, beside other libraries; hours
 	$(BIN)/python -m benchmarks
 
 build: setup ## wheel and sdist

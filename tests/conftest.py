@@ -1,5 +1,6 @@
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,17 @@ def shared_data() -> Path:
     return Path(os.environ["AMC_SHARED_DATA"])
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _store_of_wider_fixtures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what a module's fixtures train out of the working directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AMC_STORE", str(tmp_path_factory.mktemp("store")))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep a user's own settings out of the tests."""
+def _quiet_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keep a user's own settings out of the tests, and what one test trains out of another."""
+    monkeypatch.setenv("AMC_STORE", str(tmp_path / "amc_store"))
     for name in ("AMC_DATA", "WANDB_API_KEY", "WANDB_MODE", "HYDRA_FULL_ERROR"):
         monkeypatch.delenv(name, raising=False)

@@ -23,7 +23,8 @@ def resolved(experiment: str) -> str:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_the_resolved_configuration_is_the_golden_one(experiment):
+def test_the_resolved_configuration_is_the_golden_one(experiment, monkeypatch):
+    monkeypatch.delenv("AMC_STORE")
     golden = GOLDENS / f"{experiment}.yaml"
     assert resolved(experiment) == golden.read_text(), "changed on purpose? run `make goldens` and read the diff"
 

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from amc_lightning.errors import UserError
 from amc_lightning.results import RunFolder, commit, versions, write_whole
 
-HEADER = {"experiment": "toy", "seed": 0}
+HEADER = {"identity": "this", "experiment": "toy", "seed": 0}
 
 
 @contextmanager
@@ -66,12 +67,21 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(tmp_path):
 
 
 def test_a_write_that_cannot_begin_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    write_whole(path, b"old")
-    (tmp_path / "file.partial").mkdir()  # something else has the name of the new file
-    with pytest.raises(OSError, match=r"file\.partial"):
-        write_whole(path, b"new")
-    assert path.read_bytes() == b"old"
+    write_whole(tmp_path / "file", b"old")
+    with pytest.raises(OSError, match="file"):
+        write_whole(tmp_path / "file" / "below", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_two_may_write_a_file_at_the_same_time(tmp_path):
+    def write(content):
+        for _ in range(50):
+            write_whole(tmp_path / "file", content)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, [b"a" * 9999, b"b" * 9999]))
+    assert (tmp_path / "file").read_bytes() in (b"a" * 9999, b"b" * 9999)
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------
@@ -94,8 +104,8 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_alone(status, tmp_path):
     add(folder, 0)
     folder.finish(status)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(UserError, match=r"hydra\.run\.dir: '.*' already holds a run; an empty or new folder. Choose"):
-        RunFolder(tmp_path, {"experiment": "other"})
+    with pytest.raises(UserError, match=r"hydra\.run\.dir: '.*' already holds another run; an empty or new folder, or"):
+        RunFolder(tmp_path, {"identity": "another", "experiment": "toy"})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 
 from amc_lightning import UserError, load
 from amc_lightning.__main__ import main
+from amc_lightning.build import load_data
 from amc_lightning.config import CONF_DIR
 from amc_lightning.evaluate import predict
 from amc_lightning.metrics import wilson
-from amc_lightning.run import load_data
 from tests.test_cascade import STOP, TOY, ToyNet, composed
 from tests.test_results import disk_full_after
 
@@ -368,11 +368,11 @@ def test_a_folder_that_is_not_there_and_a_stage_that_is_not_there_are_named(toy,
 # --- running again, planning, sweeping -------------------------------------------------------------------------------
 
 
-def test_a_second_run_into_the_same_folder_is_refused_and_changes_nothing(toy):
+def test_another_run_into_the_same_folder_is_refused_and_changes_nothing(toy):
     before = contents(toy)
     done = door(*SMALL, "seed=5", f"hydra.run.dir={toy}")
     assert done.status == 2
-    assert re.search("hydra.run.dir: '.*toy' already holds a run; an empty or new folder. Choose another", done.message)
+    assert re.search("hydra.run.dir: '.*toy' already holds another run; an empty or new folder, or", done.message)
     assert contents(toy) == before
 
 
@@ -384,6 +384,7 @@ def test_the_same_seed_gives_the_same_results(toy, tmp_path):
         del results["created"]
         for stage in results["stages"]:
             del stage["minutes"]
+            assert stage["from_store"] is False
         return results
 
     assert timeless(tmp_path) == timeless(toy)
@@ -492,6 +493,15 @@ def test_a_folder_with_brackets_in_its_name_is_told_in_full(tmp_path):
     done = door(*SMALL, f'hydra.run.dir="{folder}"')
     assert done.status == 0, done.err
     assert str(folder) in done.out
+
+
+@pytest.mark.parametrize("key", ["+logger.api_key", "logger.WANDB_API_KEY", "+model.password", "++dataset.auth_token"])
+def test_a_secret_on_the_command_line_is_refused_before_anything_is_written(key, tmp_path):
+    done = door(*SMALL, f"{key}=hunter2", f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.status == 2
+    assert "a key or password on the command line would be written to the run folder" in done.message
+    assert "hunter2" not in done.out + done.err
+    assert not (tmp_path / "run").exists()
 
 
 # --- interrupted -----------------------------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ from amc_lightning.config import CONF_DIR
 from amc_lightning.data import Augment
 from amc_lightning.data.batches import Batches
 from amc_lightning.errors import TrainingDivergedError
+from amc_lightning.keep import KeepLastGood
 from amc_lightning.mixer import Mixer
 from amc_lightning.seeding import derive
-from amc_lightning.stage import KeepLastGood, StageModule
+from amc_lightning.stage import StageModule
 from amc_lightning.transfer import save_weights
 from tests.test_cascade import ToyNet
 

@@ -44,11 +44,14 @@ def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     assert wandb.run is None, "a run was left as wandb's global one"
 
 
-def _open(folder: Path, stage: tuple[int, str] = (1, "pgm"), **changes: Any) -> pl.loggers.Logger | None:
+def _open(
+    folder: Path, stage: tuple[int, str] = (1, "pgm"), run_id: str | None = None, **changes: Any
+) -> pl.loggers.Logger | None:
     return tracking.open_stage_logger(
         {**CONFIG, **changes},
         run_folder=folder,
-        run_name="digits_amc",
+        group="digits_amc-0123456789ab",
+        run_id=run_id,
         stage_index=stage[0],
         stage_name=stage[1],
         hparams={"seed": 0, "cascade": {"order": ["pgm"]}},
@@ -86,7 +89,7 @@ def test_a_stage_without_a_key_is_an_offline_run_with_its_results(
     run = logger.experiment
     assert (run.project, run.group, run.name, run.tags) == (
         "amc_lightning",
-        f"digits_amc-{tmp_path.name}-run",
+        "digits_amc-0123456789ab",
         "1_pgm",
         ("t",),
     )
@@ -121,6 +124,18 @@ def test_two_stages_are_two_runs_of_one_group(tmp_path: Path, caplog: pytest.Log
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 2
 
 
+def test_a_stage_that_goes_on_is_the_same_run(tmp_path: Path) -> None:
+    for folder in ("first", "second"):
+        logger = _open(tmp_path / folder, run_id="0123456789abcdef")
+        assert isinstance(logger, WandbLogger)
+        assert (logger.version, logger.experiment.id) == ("0123456789abcdef", "0123456789abcdef")
+        logger.log_metrics({"train/loss": 0.5}, step=3)
+        tracking.close(logger)
+        assert [path.name.rpartition("-")[2] for path in tmp_path.glob(f"{folder}/wandb/offline-run-*")] == [
+            "0123456789abcdef"
+        ]
+
+
 def test_an_unreachable_server_is_asked_once_and_the_run_is_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -135,7 +150,7 @@ def test_an_unreachable_server_is_asked_once_and_the_run_is_offline(
     messages = _said(caplog)
     assert len(messages) == 2
     assert messages[0].startswith("W&B: no online run of stage 1_pgm: ")
-    assert messages[1].startswith("W&B: http://127.0.0.1:9 did not answer before. The runs of this cascade are ")
+    assert messages[1].startswith("W&B: 127.0.0.1 did not answer before. The runs of this cascade are ")
     assert "a" * 40 not in caplog.text
 
 

@@ -9,7 +9,8 @@ from torch import nn
 from amc_lightning.data import Augment
 from amc_lightning.data.batches import Batches
 from amc_lightning.errors import UserError
-from amc_lightning.stage import KeepLastGood, StageModule
+from amc_lightning.keep import KeepLastGood
+from amc_lightning.stage import StageModule
 from amc_lightning.transfer import WeightTransfer, load_weights, save_weights
 from tests.test_cascade import ToyNet
 

@@ -5,10 +5,15 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from concurrent.futures import BrokenExecutor
+from typing import TYPE_CHECKING, TextIO, cast
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from rich.console import Console
+
+    from amc_lightning.config import Config
+    from amc_lightning.sweep import Outcome, Sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,27 +32,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from amc_lightning.explain import explain
+    from amc_lightning.explain import explain, secret_among
+    from amc_lightning.sweep import Outcome, begun
 
+    if (problem := secret_among(sys.argv[1:])) is not None:
+        return _fail(problem, 2)
     debugging = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to here, where they become one line
-    statuses: list[int] = []
+    outcomes: list[Outcome] = []
+    begun()  # forget a sweep that an earlier call left behind
+    status = 0
     try:
-        _hydra(statuses, debugging=debugging)
+        _hydra(outcomes, debugging=debugging)
     except (HydraException, OmegaConfBaseException) as error:
         if debugging:
             raise
-        return _fail(explain(error, sys.argv[1:]), 2)
+        status = _fail(explain(error, sys.argv[1:]), 2)
     except OSError as error:  # Hydra's own files: the run folder and its log
         if debugging:
             raise
-        return _fail(_about_files(error), 1)
+        status = _fail(_about_files(error), 1)
+    except BrokenExecutor as error:  # of a launcher that runs several jobs at once
+        if debugging:
+            raise
+        status = _fail(_about_processes(error), 1)
     except KeyboardInterrupt as stop:
-        return _fail(str(stop) or "interrupted; finished stages stay on disk", 130)
+        status = _fail(str(stop) or "interrupted; finished stages stay on disk", 130)
     finally:
         if not debugging:
             os.environ.pop("HYDRA_FULL_ERROR")
-    return max(statuses, default=0)
+    if (sweep := begun()) is not None:
+        return _close(sweep, outcomes, status)
+    for outcome in outcomes:
+        if outcome.message:
+            _fail(outcome.message, outcome.exit_status)
+    return max([status, *(outcome.exit_status for outcome in outcomes)])
 
 
 def broken_torchvision() -> str | None:
@@ -64,7 +83,7 @@ def broken_torchvision() -> str | None:
     return None
 
 
-def _hydra(statuses: list[int], *, debugging: bool) -> None:
+def _hydra(outcomes: "list[Outcome]", *, debugging: bool) -> None:
     import hydra
     from omegaconf import DictConfig
 
@@ -73,14 +92,14 @@ def _hydra(statuses: list[int], *, debugging: bool) -> None:
     register()
 
     @hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")
-    def job(cfg: DictConfig) -> int:
-        statuses.append(_run(cfg, debugging=debugging))
-        return statuses[-1]
+    def job(cfg: DictConfig) -> "Outcome":
+        outcomes.append(_run(cfg, debugging=debugging))
+        return outcomes[-1]
 
     job()
 
 
-def _run(cfg: "DictConfig", *, debugging: bool) -> int:
+def _run(cfg: "DictConfig", *, debugging: bool) -> "Outcome":
     """Run one job; what a user can mend becomes a line and a status, so that a sweep goes on with its other jobs."""
     from pathlib import Path
 
@@ -90,13 +109,16 @@ def _run(cfg: "DictConfig", *, debugging: bool) -> int:
     from amc_lightning.config import read
     from amc_lightning.errors import NotFiniteError, StageStoppedError, TrainingDivergedError, UserError
     from amc_lightning.explain import explain
+    from amc_lightning.sweep import Outcome
 
     overrides = list(HydraConfig.get().overrides.task)
     try:
         config = read(cfg)
+        if config.task.name == "store":
+            return Outcome(_keep_store(config))
         from amc_lightning.run import run  # torch and Lightning take seconds; a misspelt key should not
 
-        run(config, Path(HydraConfig.get().runtime.output_dir))
+        run(config, Path(HydraConfig.get().runtime.output_dir), console=_console())
     except (
         UserError,
         OmegaConfBaseException,
@@ -110,16 +132,88 @@ def _run(cfg: "DictConfig", *, debugging: bool) -> int:
         if isinstance(error, StageStoppedError):
             raise KeyboardInterrupt(str(error)) from error  # ends a sweep as well
         if isinstance(error, OmegaConfBaseException):
-            return _fail(explain(error, overrides), 2)
+            return Outcome(2, explain(error, overrides))
         if isinstance(error, OSError):
-            return _fail(_about_files(error), 1)
-        return _fail(str(error), 2 if isinstance(error, UserError) else 1)
-    return 0
+            return Outcome(1, _about_files(error))
+        return Outcome(2 if isinstance(error, UserError) else 1, str(error))
+    return Outcome(0)
+
+
+def _keep_store(config: "Config") -> int:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from amc_lightning.store import Store
+    from amc_lightning.storekeeping import keep_store
+
+    settings = config.store
+    return keep_store(
+        Store(Path(settings.root).expanduser()),
+        Console(),
+        action=settings.action,
+        keys=settings.keys,
+        unused_days=settings.unused_days,
+        max_mb=settings.max_mb,
+        dry_run=settings.dry_run,
+    )
+
+
+def _console() -> "Console | None":
+    """Return where a job prints: lines with its number where others run beside it, as its run chooses elsewhere."""
+    from hydra.core.hydra_config import HydraConfig
+    from rich.console import Console
+
+    from amc_lightning.sweep import NamedLines, runs_beside_others
+
+    hydra = HydraConfig.get()
+    if not runs_beside_others(hydra):
+        return None
+    name = f"job {hydra.job.num} | "
+    return Console(
+        file=cast("TextIO", NamedLines(sys.stdout, name)), width=Console().width - len(name), force_terminal=False
+    )
+
+
+def _close(sweep: "Sweep", outcomes: "Sequence[Outcome]", status: int) -> int:
+    """Print what a sweep has come to, name its failed jobs, and return its exit status.
+
+    A job that ran in another process is known by its file alone; one whose file could not be written, by its outcome.
+    """
+    from rich.console import Console
+
+    from amc_lightning.report.sweep_reading import read_entries
+    from amc_lightning.report.sweep_summary import SUMMARY_FILE
+    from amc_lightning.report.sweep_table import sweep_table
+    from amc_lightning.report.sweep_wording import WHAT_TO_DO
+
+    entries = read_entries(sweep.folder)
+    console = Console()
+    if entries:
+        console.print(sweep_table(entries))
+        console.print(f"The summary is in {sweep.folder / SUMMARY_FILE}", soft_wrap=True, highlight=False, markup=False)
+    failed = [entry.job for entry in entries if entry.job.exit_status]
+    for job in failed:
+        _fail(f"{job.title} failed: {job.message}", job.exit_status)
+    if failed or (status and entries):
+        console.print(WHAT_TO_DO, soft_wrap=True, highlight=False, markup=False)
+    if not status and sweep.total is not None and len(entries) < sweep.total:
+        lost = sweep.total - len(entries)
+        status = _fail(f"{sweep.folder}: {lost} of {sweep.total} jobs left no record; see the warnings above.", 1)
+    return max([status, *(job.exit_status for job in failed), *(outcome.exit_status for outcome in outcomes)])
 
 
 def _about_files(error: OSError) -> str:
     where = error.filename or "file system"
     return f"{where}: {error.strerror or error}; needed: room, and the right to write. Finished stages stay on disk."
+
+
+def _about_processes(error: BrokenExecutor) -> str:
+    why = str(error).partition(". ")[0]
+    return (
+        f"hydra.launcher: the process of a job ended by itself ({why}); needed: memory for all jobs that run at once. "
+        "Finished stages stay. Run the same command again with fewer at once: hydra.launcher.n_jobs=1."
+    )
 
 
 def _fail(message: str, status: int) -> int:

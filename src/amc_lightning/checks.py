@@ -74,6 +74,12 @@ def check(config: Config, *, known_attacks: Sequence[str]) -> None:
     _choice("cascade.craft_params", cascade.craft_params, ("white_box", "black_box"))
     _choice("evaluation.params", evaluation.params, ("white_box", "black_box"))
     _choice("schedule.shape", schedule.shape, ("one_cycle", "steps", "constant"))
+    _number("store.checkpoint_minutes", config.store.checkpoint_minutes, 0, open_low=True)
+    _choice("task.name", config.task.name, ("run", "store"))
+    _choice("store.action", config.store.action, ("list", "explain", "verify", "prune"))
+    for name in ("unused_days", "max_mb"):
+        if (value := getattr(config.store, name)) is not None:
+            _number(f"store.{name}", value, 0)
     _choice("trainer.progress", config.trainer.progress, ("auto", "bar", "lines", "none"))
     _choice("trainer.accelerator", config.trainer.accelerator, ("auto", "cpu", "gpu"))
     _choice("trainer.crafting", config.trainer.crafting, ("auto", "plain", "fast", "fast_bf16"))

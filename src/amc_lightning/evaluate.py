@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,18 @@ from amc_lightning.seeding import generator
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 QUANTILES = (0.1, 0.5, 0.9)
 
+Remember = Callable[[str, GuardedAttack | None, Callable[[], "Outcome"]], "Outcome"]
+"""Gives the outcome of a split under an attack (None: clean), by the function it is handed or from memory."""
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one attack did to each row of a split, in the split's order.
+    """What a net answered to each row of a split, clean or under one attack, in the split's order.
 
     Attributes:
         wrong: prediction differs from the true label, (N,) bool.
         predicted: class indices, (N,) int64.
-        norms: by norm name, size of the perturbation of each row in pixel units of [0, 1], (N,) float64.
+        norms: by norm name, size of the perturbation of each row in pixel units of [0, 1], (N,) float64; none if clean.
         kept: the first perturbed images, (G, C, H, W) float32 in [0, 1].
         gradient_passes: gradient passes of the attack, mean per row.
         zero_gradient: rows that gave the attack no gradient; None if it does not say.
@@ -59,6 +63,13 @@ def predict(net: nn.Module, images: Tensor, *, batch_size: int) -> Tensor:
     with guarded(net), torch.no_grad():
         parts = [net(_pixels(images[start : start + batch_size])).argmax(1) for start in _starts(images, batch_size)]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=images.device)
+
+
+def clean_rows(net: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int) -> Outcome:
+    """Ask a net about every row of a split as it is; arguments as of ``attack_rows``."""
+    predicted = predict(net, images, batch_size=batch_size).cpu().numpy()
+    nothing = np.empty((0, *images.shape[1:]), dtype=np.float32)
+    return Outcome(predicted != labels.cpu().numpy(), predicted, {}, nothing, 0.0, None)
 
 
 def attack_rows(
@@ -121,6 +132,7 @@ def evaluate(
     batch_size: int,
     gallery: int,
     on_attack: Callable[[str], None] = lambda name: None,
+    remember: Remember = lambda split, attack, compute: compute(),
 ) -> Evaluation:
     """Measure a net on the test split (clean) and the attack split (attacked).
 
@@ -133,34 +145,40 @@ def evaluate(
         batch_size: rows per call.
         gallery: rows kept with their perturbed copies.
         on_attack: told the name of each attack as it begins.
+        remember: may give an outcome without computing it.
 
     Returns:
         Figures and per-example results. The mean is over the attacks as they are (as the paper's claims); the worst
         case counts a row as wrong if it is wrong clean or under any attack at its budget (spec.md section 6).
     """
-    images, labels = splits["attack"]
-    truth = labels.cpu().numpy()
-    tested = predict(net, splits["test"][0], batch_size=batch_size).cpu().numpy() != splits["test"][1].cpu().numpy()
-    clean = predict(net, images, batch_size=batch_size).cpu().numpy()
-    record: dict[str, Any] = {"clean": {"split": "test", **_rate(tested)}}
-    examples: dict[str, NDArray[Any]] = {"clean/test/wrong": tested, "clean/attack/wrong": clean != truth}
-    kept: dict[str, NDArray[Any]] = {"clean_predicted": clean[:gallery]}
+    tested, clean = (
+        remember(split, None, partial(clean_rows, net, *splits[split], batch_size=batch_size))
+        for split in ("test", "attack")
+    )
+    record: dict[str, Any] = {"clean": {"split": "test", **_rate(tested.wrong)}}
+    examples: dict[str, NDArray[Any]] = {"clean/test/wrong": tested.wrong, "clean/attack/wrong": clean.wrong}
+    kept: dict[str, NDArray[Any]] = {"clean_predicted": clean.predicted[:gallery]}
     done: list[tuple[GuardedAttack, Outcome]] = []  # a strength that changes nothing costs nothing
+
+    def compute(attack: GuardedAttack, title: str) -> Outcome:
+        on_attack(title)
+        return attack_rows(net, attack, *splits["attack"], seed=seed, batch_size=batch_size, keep=gallery)
+
     for strength, members in attacks.items():
-        rates: dict[str, Any] = {"clean": _rate(clean != truth)}
-        reached = [clean != truth]
+        rates: dict[str, Any] = {"clean": _rate(clean.wrong)}
+        reached = [clean.wrong]
         outcomes = []
         for name, attack in members.items():
             if (outcome := next((known for other, known in done if other == attack), None)) is None:
-                on_attack(name if strength == "paper" else f"{name} ({strength})")
-                outcome = attack_rows(net, attack, images, labels, seed=seed, batch_size=batch_size, keep=gallery)
+                title = name if strength == "paper" else f"{name} ({strength})"
+                outcome = remember("attack", attack, partial(compute, attack, title))
                 done.append((attack, outcome))
             outcomes.append(outcome.wrong)
             rates[name] = _rate(outcome.wrong) | {"norms": _norms(outcome), "gradient_passes": outcome.gradient_passes}
             if outcome.zero_gradient is not None:
                 rates[name]["zero_gradient"] = outcome.zero_gradient
             if attack.norm is None:
-                rates[name]["quantiles"] = _quantiles(outcome, attack, clean != truth)
+                rates[name]["quantiles"] = _quantiles(outcome, attack, clean.wrong)
                 if name in budgets:
                     inside = outcome.wrong & (outcome.norms["l1"] <= budgets[name])
                     rates[f"{name}@budget"] = _rate(inside)

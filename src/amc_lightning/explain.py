@@ -71,6 +71,24 @@ def explain(error: HydraException | OmegaConfBaseException, overrides: Sequence[
     return " ".join(lines(text))
 
 
+def secret_among(overrides: Sequence[str]) -> str | None:
+    """Say so if a key or password stands on the command line: Hydra would write it into the run folder.
+
+    The value is not repeated.
+
+    Args:
+        overrides: the command line.
+    """
+    for item in overrides:
+        key, given, _ = item.lstrip("+~").partition("=")
+        if given and re.search(r"(?i)(^|[._])(api_?key|password|passwd|secret|credentials?|(access|auth)_token)$", key):
+            return (
+                f"{key}: a key or password on the command line would be written to the run folder; allowed: none. "
+                "Run wandb login, or set WANDB_API_KEY in the environment."
+            )
+    return None
+
+
 def _explain_refused(error: Exception, text: str, key: str, given: Mapping[str, str]) -> str:
     """Say why Hydra would not override, append or delete a key."""
     value = given.get(key)

@@ -163,12 +163,20 @@ def stage_cost(
     return StageCost(title, epochs, steps_per_epoch * epochs, passes, (seconds * rows * epochs + watching) / 60)
 
 
-def plan_table(costs: Sequence[StageCost], evaluation_minutes: float) -> Table:
-    """Return the plan as a table for a console."""
+def plan_table(costs: Sequence[StageCost], evaluation_minutes: float, *, stored: Sequence[str] = ()) -> Table:
+    """Return the plan as a table for a console.
+
+    Args:
+        costs: of the stages that are to be trained.
+        evaluation_minutes: of what is to be measured.
+        stored: titles of the stages that exist already.
+    """
     table = Table(title="Plan (upper estimates from a few probe steps)", title_justify="left", box=None, pad_edge=False)
     table.add_column("stage")
     for column in ("epochs", "steps", "gradient passes per image and epoch", "minutes"):
         table.add_column(column, justify="right")
+    for title in stored:
+        table.add_row(title, "", "", "in the store", "0.0")
     for cost in costs:
         table.add_row(
             cost.title, str(cost.epochs), f"{cost.steps:,}", f"{cost.passes_per_image:.1f}", f"{cost.minutes:.1f}"

@@ -5,9 +5,11 @@ import io
 import json
 import os
 import platform
+import secrets
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,21 +22,32 @@ from amc_lightning.errors import UserError
 PACKAGES = ("torch", "pytorch-lightning", "torchattacks", "torchmetrics", "hydra-core", "omegaconf", "kornia", "numpy")
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that a reader sees the old or the new content, never a part, whatever happens meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")  # two may write at a time
     try:
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        sync_folder(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable: without it a power cut may take back a rename."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@cache
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
     from amc_lightning import __version__
@@ -48,8 +61,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def commit() -> str | None:
-    """Return the commit of the checkout this package runs from, with "+" where it was changed; None elsewhere."""
+    """Return the commit of the checkout this package runs from, with "+" where it was changed; None elsewhere.
+
+    Looked up once: what counts is what was imported.
+    """
     folder = Path(__file__).parent
     if not (folder.parents[1] / "pyproject.toml").is_file():
         return None  # installed: a repository around it is somebody else's
@@ -67,18 +84,29 @@ def commit() -> str | None:
     return described.stdout.strip() or None
 
 
-def refuse_run(path: Path) -> None:
-    """Refuse a folder that already holds a run.
+def refuse_run(path: Path, identity: str) -> None:
+    """Refuse a folder that already holds another run; the same one may go on in it.
+
+    Args:
+        path: the run folder.
+        identity: what the run is, as its results.json has it.
 
     Raises:
         UserError: if it does.
     """
-    if (path / "results.json").exists():
+    file = path / "results.json"
+    if not file.exists():
+        return
+    try:
+        found = json.loads(file.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or found.get("identity") != identity:
         raise UserError(
             "hydra.run.dir",
             str(path),
-            "already holds a run",
-            "an empty or new folder",
+            "already holds another run",
+            "an empty or new folder, or that of the same run",
             "Choose another folder, or move that run away.",
         )
 
@@ -87,15 +115,15 @@ class RunFolder:
     """Write the results of a run, stage by stage.
 
     Args:
-        path: an empty or new folder.
-        header: the entries of results.json that are known before training.
+        path: an empty or new folder, or one that ``refuse_run`` lets go on.
+        header: the entries of results.json that are known before training; ``identity`` among them.
 
     Raises:
-        UserError: if the folder already holds a run: nothing finished is ever overwritten.
+        UserError: if the folder already holds another run: nothing finished is ever overwritten.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
-        refuse_run(path)
+        refuse_run(path, header["identity"])
         self.path = path
         self.results: dict[str, Any] = {
             "format": 1,

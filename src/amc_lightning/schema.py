@@ -101,6 +101,19 @@ class EvaluationConfig:
 
 
 @dataclass
+class StoreConfig:
+    """Where finished results are kept, and what ``task=store`` does with them."""
+
+    root: str = MISSING
+    checkpoint_minutes: float = 2.0
+    action: str = "list"
+    keys: list[str] = field(default_factory=list)
+    unused_days: float | None = None
+    max_mb: float | None = None
+    dry_run: bool = False
+
+
+@dataclass
 class NamedConfig:
     """A choice that carries nothing but its name."""
 
@@ -112,9 +125,11 @@ class Config:
     """Everything a run needs to know."""
 
     name: str = MISSING
+    task: NamedConfig = field(default_factory=NamedConfig)
     preset: NamedConfig = field(default_factory=NamedConfig)
     seed: int = 0
     plan_only: bool = False
+    figures: bool = True
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     model: dict[str, Any] = MISSING
     attacks: dict[str, Any] = field(default_factory=dict)
@@ -126,6 +141,7 @@ class Config:
     optimizer: dict[str, Any] = MISSING
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
     logger: dict[str, Any] = field(default_factory=dict)
 
 

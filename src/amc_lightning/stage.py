@@ -1,7 +1,6 @@
 """One stage of a cascade as a LightningModule: the step, the loss, what is logged."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -72,6 +71,8 @@ class StageModule(pl.LightningModule):
         self.error = MeanBySource(len(self.sources), scale=100)
         self.delta = MeanBySource(len(self.sources))
         self.loss = MeanMetric()
+        for metric in (self.error, self.delta, self.loss):
+            metric.persistent(True)  # a stage that goes on within an epoch logs the whole epoch
         self.register_buffer("rows", torch.zeros(len(self.sources), dtype=torch.int64))
         self.rows: Tensor
 
@@ -147,46 +148,3 @@ class StageModule(pl.LightningModule):
         """Restore the mixer's carry."""
         if self.mixer is not None:
             self.mixer.load_state_dict(checkpoint["mixer"])
-
-
-class KeepLastGood(pl.Callback):
-    """Keep the weights of the last whole epoch aside, or those a stage started from, and write them if it fails.
-
-    Args:
-        path: where they go.
-        save: writes a net's weights to a path.
-    """
-
-    def __init__(self, path: Path, save: Callable[[nn.Module, Path], None]) -> None:
-        self.path = path
-        self.save = save
-        self.epochs: int | None = None
-        self._state: dict[str, Tensor] = {}
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember the weights that the stage starts from."""
-        self._remember(_net(pl_module))
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember the weights after a whole epoch, unless they are no longer finite."""
-        if all(bool(torch.isfinite(tensor).all()) for tensor in _net(pl_module).parameters()):
-            self._remember(_net(pl_module))
-            self.epochs = trainer.current_epoch + 1
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Write the remembered weights; there are none if the stage failed before its first step."""
-        if self._state:
-            self.write(_net(pl_module))
-
-    def write(self, net: nn.Module) -> None:
-        """Put the remembered weights into ``net`` and on disk."""
-        net.load_state_dict(self._state)
-        self.save(net, self.path)
-
-    def _remember(self, net: nn.Module) -> None:
-        self._state = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
-
-
-def _net(module: pl.LightningModule) -> nn.Module:
-    assert isinstance(module, StageModule)
-    return module.net

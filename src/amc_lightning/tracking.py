@@ -53,7 +53,8 @@ def open_stage_logger(
     config: Mapping[str, Any],
     *,
     run_folder: Path,
-    run_name: str,
+    group: str,
+    run_id: str | None,
     stage_index: int,
     stage_name: str,
     hparams: Mapping[str, Any],
@@ -65,7 +66,8 @@ def open_stage_logger(
     Args:
         config: the logger group: name, project, entity, mode, group, tags.
         run_folder: the cascade's output folder; W&B's files go to ``wandb`` below it.
-        run_name: the cascade's name; with the names of the folder and its parent it is the default of ``group``.
+        group: what the runs of the cascade share, unless the config names a group; the same when a cascade goes on.
+        run_id: id under which the run goes on if it began earlier; None for a run of its own.
         stage_index: place of the stage in the cascade, from 0.
         stage_name: "undefended" or the stage's attack.
         hparams: the resolved config, plain containers only.
@@ -84,11 +86,12 @@ def open_stage_logger(
     settings: dict[str, Any] = {
         "project": config.get("project") or "amc_lightning",
         "entity": config.get("entity"),
-        "group": config.get("group") or f"{run_name}-{run_folder.parent.name}-{run_folder.name}",
+        "group": config.get("group") or group,
         "name": f"{stage_index}_{stage_name}",
         "tags": list(config.get("tags") or []),
         "dir": str(run_folder),
         "config": dict(hparams) | {"stage": {"index": stage_index, "name": stage_name}},
+        **({} if run_id is None else {"id": run_id, "resume": "allow"}),
         "reinit": "create_new",  # a run of the caller's own stays what it is
     }
     run_folder.mkdir(parents=True, exist_ok=True)
@@ -98,6 +101,20 @@ def open_stage_logger(
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return HarmlessLogger(experiment=run, project=run.project, save_dir=run_folder, name=run.name)
+
+
+def replay(logger: Logger | None, metrics: list[dict[str, float]]) -> None:
+    """Show a run the curves of a stage that was not trained now; one that goes on has them.
+
+    Args:
+        logger: the stage's logger; anything but a W&B logger is left alone.
+        metrics: rows as Lightning logged them, each with its ``step``.
+    """
+    run = _run(logger)
+    if run is None or logger is None or run.resumed:
+        return
+    for row in metrics:
+        logger.log_metrics({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
 
 
 def log_stage_result(logger: Logger | None, stage_record: Mapping[str, Any]) -> None:
@@ -211,7 +228,7 @@ def _start(settings: Mapping[str, Any], mode: str | None) -> "Run | None":
 def _why_offline(base_url: str) -> str | None:
     """Say why a run cannot be online; None where that is worth trying."""
     if base_url in _SILENT:
-        return f"{base_url} did not answer before"
+        return f"{urlsplit(base_url).hostname} did not answer before"  # an address may hold a password
     # Without a key wandb would ask for one on the terminal, and wait.
     return None if _has_key(base_url) else "no key (wandb login, or WANDB_API_KEY)"
 

@@ -86,6 +86,8 @@ def results(order: Sequence[str], evaluated: Sequence[str], shape: tuple[int, in
                 "name": name,
                 "attack": None if index == 0 else name,
                 "folder": f"stages/{index}_{name}",
+                "key": f"{index}a" * 32,
+                "from_store": index == 0,
                 "epochs": 20 if index else 40,
                 "steps": 180 if index else 360,
                 "minutes": 0.2 + 0.25 * index,

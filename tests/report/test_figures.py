@@ -143,7 +143,7 @@ def test_the_report_reaches_wandb(make_run: MakeRun, monkeypatch: pytest.MonkeyP
     write_all(folder)
     logger = tracking.open_stage_logger(
         {"name": "wandb", "project": "p", "mode": "offline"},
-        run_folder=folder, run_name="r", stage_index=4, stage_name="pgm", hparams={},
+        run_folder=folder, group="g", run_id=None, stage_index=4, stage_name="pgm", hparams={},
     )  # fmt: skip
     assert isinstance(logger, WandbLogger)
     tracking.log_report(logger, folder)

@@ -26,7 +26,8 @@ class Batches:
     """The batches of one split, in its order or shuffled anew in every epoch; the last one may be smaller.
 
     The order of an epoch depends on ``(shuffle_seed, epoch)`` alone: not on the device or on earlier iterations.
-    Lightning calls ``loader.sampler.set_epoch`` before each epoch.
+    Lightning calls ``loader.sampler.set_epoch`` before each epoch. With ``state_dict`` and ``load_state_dict`` it
+    can go on within an epoch: the next iteration leaves out the batches that are done.
 
     Args:
         x: images, (N, C, H, W) uint8, on the device the batches shall have.
@@ -50,6 +51,7 @@ class Batches:
         self.batch_size = batch_size
         self.shuffle_seed = shuffle_seed
         self.epoch = 0
+        self._given = self._skipped = 0
 
     @property
     def sampler(self) -> "Batches":
@@ -66,13 +68,23 @@ class Batches:
             return torch.arange(len(self.y))
         return torch.from_numpy(np.random.default_rng([self.shuffle_seed, self.epoch]).permutation(len(self.y)))
 
+    def state_dict(self) -> dict[str, int]:
+        """Return how many batches of the epoch were given."""
+        return {"position": self._given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next iteration begin behind the batches that were given."""
+        self._given = self._skipped = state["position"]
+
     def __len__(self) -> int:
         """Return the number of batches."""
         return -(-len(self.y) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches of this epoch."""
+        """Yield the batches of this epoch, or those that are left of it."""
         order = self.order().to(self.y.device)
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
+        first, self._skipped = self._skipped, 0
+        for index in range(first, len(self)):
+            rows = order[index * self.batch_size : (index + 1) * self.batch_size]
+            self._given = index + 1
             yield Batch(self.x[rows].to(torch.float32).div_(255), self.y[rows], rows)

@@ -23,14 +23,16 @@ __all__ = [
 ]
 
 
-def write_all(folder: Path) -> Path:
+def write_all(folder: Path, *, figures: bool = True) -> Path:
     """Write the figures and then the report that embeds them; return the report's path.
 
     Args:
         folder: the run's output folder, with results.json.
+        figures: whether to draw any.
 
     Raises:
         UserError: if a file of the folder cannot be read.
     """
-    write_figures(folder)
+    if figures:
+        write_figures(folder)
     return write_report(folder)

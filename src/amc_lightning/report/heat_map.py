@@ -9,7 +9,8 @@ from amc_lightning.report.columns import columns
 from amc_lightning.report.palette import footnote, new_figure
 from amc_lightning.report.record import Results
 
-_COLORS = colormaps["YlOrBr"]  # darker is worse, also in greyscale
+COLORS = colormaps["YlOrBr"]
+"""Darker is worse, also in greyscale."""
 
 
 def draw_error_rates(results: Results) -> Figure | None:
@@ -22,7 +23,7 @@ def draw_error_rates(results: Results) -> Figure | None:
 
     figure = new_figure(max(6.0, 0.88 * len(shown) + 2.6), max(3.9, 0.62 * len(results.stages) + 2.3))
     ax = figure.subplots()
-    image = ax.imshow(np.ma.masked_invalid(values), cmap=_COLORS, vmin=0, vmax=100, aspect="auto")
+    image = ax.imshow(np.ma.masked_invalid(values), cmap=COLORS, vmin=0, vmax=100, aspect="auto")
     for i, row in enumerate(rates):
         for j, rate in enumerate(row):
             if rate is None:
@@ -36,7 +37,7 @@ def draw_error_rates(results: Results) -> Figure | None:
                     textcoords="offset points",
                     ha="center",
                     va="center",
-                    color=_ink(rate.error),
+                    color=ink(rate.error),
                     fontsize=size,
                 )
     for j in range(1, len(shown)):
@@ -56,9 +57,9 @@ def draw_error_rates(results: Results) -> Figure | None:
     return figure
 
 
-def _ink(error: float) -> str:
+def ink(error: float) -> str:
     """Return black or white, whichever has the greater contrast (WCAG 2, relative luminance) on the cell's colour."""
-    channels = np.asarray(_COLORS(error / 100)[:3])
+    channels = np.asarray(COLORS(error / 100)[:3])
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     luminance = float(linear @ np.array([0.2126, 0.7152, 0.0722]))
     return "black" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "white"

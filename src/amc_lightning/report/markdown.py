@@ -54,7 +54,7 @@ def report_text(results: Results, figures: Sequence[tuple[str, str]]) -> str:
         blocks += _norms(results)
         blocks += ["## What training cost", *_costs(results)]
     blocks += ["## What was run", _run(results), "### Attack parameters", _parameters(results)]
-    blocks += ["## Versions", _table(["component", "version"], sorted(results.versions.items()))]
+    blocks += ["## Versions", markdown_table(["component", "version"], sorted(results.versions.items()))]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -64,7 +64,7 @@ def _error_table(results: Results) -> str:
         [stage.long_label, *(_cell(column.rate(stage), counted=column.key != "mean") for column in shown)]
         for stage in results.stages
     )
-    return _table(["model", *(column.title for column in shown)], rows)
+    return markdown_table(["model", *(column.title for column in shown)], rows)
 
 
 def _cell(rate: Rate | None, *, counted: bool) -> str:
@@ -110,7 +110,7 @@ def _distances(results: Results) -> Iterator[str]:
                 "The search is short, so these are upper bounds of the least distance; where it fools fewer rows, "
                 "the rows left in are the easier ones."
             )
-            yield _table(["model", "distance", *names], rows)
+            yield markdown_table(["model", "distance", *names], rows)
 
 
 def _norms(results: Results) -> Iterator[str]:
@@ -132,7 +132,9 @@ def _norms(results: Results) -> Iterator[str]:
             "Median and largest over all rows of the attack split, rows not fooled included; pixels in [0, 1]. "
             "Passes: gradient passes of the attack per row."
         )
-        yield _table(["model", "attack", "linf: median, max", "l2: median, max", "l1: median, max", "passes"], rows)
+        yield markdown_table(
+            ["model", "attack", "linf: median, max", "l2: median, max", "l1: median, max", "passes"], rows
+        )
 
 
 def _size(norm: Norm | None) -> str:
@@ -142,20 +144,30 @@ def _size(norm: Norm | None) -> str:
 def _costs(results: Results) -> Iterator[str]:
     yield (
         "Passes: gradient passes of the whole stage, crafting and training, per training image. "
-        "Adversarial rows: how many perturbed images of each attack the stage was trained on."
+        "Adversarial rows: how many perturbed images of each attack the stage was trained on. Minutes are those of the "
+        "training, whenever that was; a stage that was in the store before this run was not trained again."
     )
     attacks = list(dict.fromkeys(name for stage in results.stages for name in stage.rows))
     rows = []
     for stage in results.stages:
         cost = [str(stage.epochs), f"{stage.steps:,}", f"{stage.minutes:.1f}", f"{stage.passes_per_image:,.0f}"]
-        rows.append([stage.long_label, *cost, *(f"{stage.rows.get(name, 0):,}" for name in attacks)])
+        origin = f"`{stage.key[:12]}`" + (", there before" if stage.from_store else "")
+        rows.append([stage.long_label, *cost, *(f"{stage.rows.get(name, 0):,}" for name in attacks), origin])
     total = sum(stage.minutes for stage in results.stages)
     sums = [f"{sum(stage.rows.get(name, 0) for stage in results.stages):,}" for name in attacks]
     steps = f"{sum(stage.steps for stage in results.stages):,}"
     passes = f"{sum(stage.passes_per_image for stage in results.stages):,.0f}"
-    rows.append(["all", str(sum(stage.epochs for stage in results.stages)), steps, f"{total:.1f}", passes, *sums])
-    head = ["model", "epochs", "steps", "minutes", "passes per image", *(f"{name} rows" for name in attacks)]
-    yield _table(head, rows)
+    rows.append(["all", str(sum(stage.epochs for stage in results.stages)), steps, f"{total:.1f}", passes, *sums, "-"])
+    head = [
+        "model",
+        "epochs",
+        "steps",
+        "minutes",
+        "passes per image",
+        *(f"{name} rows" for name in attacks),
+        "in the store",
+    ]
+    yield markdown_table(head, rows)
 
 
 def _run(results: Results) -> str:
@@ -183,7 +195,7 @@ def _run(results: Results) -> str:
         ("created", results.created),
         ("commit", results.commit or "unknown"),
     ]
-    return _table(["", ""], facts)
+    return markdown_table(["", ""], facts)
 
 
 def _parameters(results: Results) -> str:
@@ -191,14 +203,14 @@ def _parameters(results: Results) -> str:
     for attack in results.attack_names:
         check = _settings(results.parameters("check", attack)) if results.differs(attack) else "the same"
         rows.append([attack, _settings(results.parameters("paper", attack)), check])
-    return _table(["attack", "paper", "check"], rows)
+    return markdown_table(["attack", "paper", "check"], rows)
 
 
 def _settings(parameters: Mapping[str, object]) -> str:
     return "<br>".join(f"{name}: {value}" for name, value in parameters.items()) or "-"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table."""
     lines = [list(head), ["---"] * len(head), *(list(row) for row in rows)]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

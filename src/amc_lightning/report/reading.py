@@ -168,6 +168,8 @@ def _stage(node: Node) -> Stage:
             paper=_rates(evaluation, "paper"),
             check=_rates(evaluation, "check"),
         ),
+        key=node.optional_text("key") or "",
+        from_store="from_store" in node.raw and node.flag("from_store"),
     )
 
 

@@ -49,7 +49,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Stage:
-    """One row of the table: how a model was trained, what that cost, and how it was measured."""
+    """One row of the table: how a model was trained, what that cost, and how it was measured.
+
+    ``key`` is its key in the store, ``from_store`` whether it was there before the run.
+    """
 
     index: int
     name: str
@@ -60,6 +63,8 @@ class Stage:
     rows: Mapping[str, int]
     passes_per_image: float
     evaluation: Evaluation
+    key: str = ""
+    from_store: bool = False
 
     @property
     def label(self) -> str:
