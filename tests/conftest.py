@@ -49,7 +49,8 @@ def _store_of_wider_fixtures(tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(autouse=True)
 def _quiet_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Keep a user's own settings out of the tests, and what one test trains out of another."""
+    """Keep a user's own settings out of the tests, and what one test leaves behind out of another."""
+    torch.set_flush_denormal(False)  # a run sets it for its process
     monkeypatch.setenv("AMC_STORE", str(tmp_path / "amc_store"))
     for name in ("AMC_DATA", "WANDB_API_KEY", "WANDB_MODE", "HYDRA_FULL_ERROR"):
         monkeypatch.delenv(name, raising=False)

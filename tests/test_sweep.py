@@ -342,6 +342,7 @@ def test_jobs_side_by_side_have_their_share_of_the_cores_and_lines_with_their_na
     assert "Warning" not in err
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_jobs_side_by_side_and_leaves_no_process(tmp_path):
     process = parallel(*TINY, "cascade.order=[fgsm],[pgm]", "cascade.epochs=100000", f"hydra.sweep.dir={tmp_path}",
                        cwd=tmp_path)  # fmt: skip
@@ -362,6 +363,7 @@ def test_ctrl_c_ends_jobs_side_by_side_and_leaves_no_process(tmp_path):
     assert not list(tmp_path.glob("*/job.json"))
 
 
+@pytest.mark.slow
 def test_a_job_whose_process_is_killed_is_told_in_one_line(tmp_path):
     process = parallel(*TINY, "model._target_=tests.test_sweep.KilledNet", "seed=0,1", f"hydra.sweep.dir={tmp_path}",
                        cwd=tmp_path)  # fmt: skip

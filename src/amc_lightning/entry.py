@@ -137,8 +137,14 @@ def contents_of(recipe: Recipe, facts: Mapping[str, Any], files: Mapping[str, by
     return contents | {SUMS: sums.encode()}
 
 
-def write_entry(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files and make them durable; all are written before the first is waited for, which is faster."""
+def write_entry(folder: Path, contents: Mapping[str, bytes], *, durable: bool) -> None:
+    """Write files; all are written before the first is waited for, which is faster.
+
+    Args:
+        folder: a new folder.
+        contents: the files by name.
+        durable: whether to wait until a power cut cannot take them back.
+    """
     files = []
     try:
         for name, content in contents.items():
@@ -146,12 +152,13 @@ def write_entry(folder: Path, contents: Mapping[str, bytes]) -> None:
             files.append(file)
             file.write(content)
             file.flush()
-        for file in files:
+        for file in files if durable else ():
             os.fsync(file.fileno())
     finally:
         for file in files:
             file.close()
-    sync_folder(folder)
+    if durable:
+        sync_folder(folder)
 
 
 def read_entry(folder: Path, key: str, *, data: bool = True) -> Entry:

@@ -29,6 +29,8 @@ from amc_lightning.store import Store
 
 Strengths = Mapping[str, Mapping[str, GuardedAttack]]
 OUTCOME = "outcome.safetensors"
+DURABLE_SECONDS = 0.5
+"""A measurement that took less is not worth waiting for the disk, which takes some milliseconds."""
 
 
 class Measurement:
@@ -125,7 +127,10 @@ class Measurement:
 
                 recipe = self.recipe(record.key, split, attack)
                 entry, _ = self.store.obtain(
-                    recipe, make, on_wait=lambda holder: status.update(f"{title}: {holder} is at it, waiting")
+                    recipe,
+                    make,
+                    on_wait=lambda holder: status.update(f"{title}: {holder} is at it, waiting"),
+                    worth=DURABLE_SECONDS,
                 )
                 return _unpacked(entry, self.splits[split][1].cpu().numpy())
 

@@ -16,6 +16,7 @@ import re
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -87,6 +88,7 @@ class Store:
         make: Callable[[Path], tuple[Mapping[str, Any], Mapping[str, bytes]]],
         *,
         on_wait: Callable[[str], None] = lambda holder: None,
+        worth: float = 0.0,
     ) -> tuple[Entry, bool]:
         """Return the result of a recipe: the finished one, or one that is made now and published.
 
@@ -96,6 +98,8 @@ class Store:
             recipe: what determines the result.
             make: given the result's work folder, returns facts and data files; called only if there is no entry.
             on_wait: told who holds the result's lock, before waiting for it.
+            worth: seconds. What was made faster is published without waiting for the disk: whole for every process, but
+                a power cut in the next seconds may damage it, which is then found, and it is made again.
 
         Returns:
             The entry, and whether it was made now.
@@ -109,8 +113,9 @@ class Store:
             work = self.work(key)
             if any(path.is_symlink() for path in (work, *work.rglob("*"))):  # not ours: nothing is written through it
                 self._throw_away(work)
+            start = time.monotonic()
             facts, files = make(work)
-            entry = self.publish(recipe, facts, files)
+            entry = self.publish(recipe, facts, files, durable=time.monotonic() - start >= worth)
             shutil.rmtree(work, ignore_errors=True)
             return entry, True
 
@@ -183,8 +188,10 @@ class Store:
 
     # --- publishing --------------------------------------------------------------------------------------------------
 
-    def publish(self, recipe: Recipe, facts: Mapping[str, Any], files: Mapping[str, bytes]) -> Entry:
-        """Write an entry whole: aside, fsynced, then renamed into its place.
+    def publish(
+        self, recipe: Recipe, facts: Mapping[str, Any], files: Mapping[str, bytes], *, durable: bool = True
+    ) -> Entry:
+        """Write an entry whole: aside, fsynced unless it need not be ``durable``, then renamed into its place.
 
         If another process published the same key meanwhile, its entry stands and is returned.
 
@@ -197,13 +204,13 @@ class Store:
         aside = self.root / "tmp" / f"{key[:SHORT]}-{os.getpid()}-{secrets.token_hex(4)}"
         aside.mkdir(parents=True)
         try:
-            write_entry(aside, contents_of(recipe, facts, files))
+            write_entry(aside, contents_of(recipe, facts, files), durable=durable)
             while not _renamed(aside, place):
                 if (other := self._load_or_set_aside(key)) is not None:  # published meanwhile, and sound
                     return other
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        for folder in (place.parent, place.parent.parent):
+        for folder in (place.parent, place.parent.parent) if durable else ():
             sync_folder(folder)
         return read_entry(place, key)
 
