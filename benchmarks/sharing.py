@@ -24,10 +24,12 @@ def main() -> None:
     """Print one line per sweep."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("overrides", nargs="*", help="of every job, such as cascade.epochs=5")
-    overrides = parser.parse_args().overrides
+    parser.add_argument("--keep", type=Path, help="folder for the sweeps, to be looked at; else they are thrown away")
+    options = parser.parse_args()
+    overrides = options.overrides
     print(f"python -m amc_lightning {' '.join((*SWEEP, *overrides))}\n\n{HEAD}", flush=True)
     with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
+        place = options.keep or Path(name)
         first = _sweep(place / "one", place / "store", *overrides)
         _tell("empty store, one job at a time", first, place / "store")
         again = _sweep(place / "again", place / "store", *overrides)
