@@ -25,7 +25,7 @@ demo: setup ## harden a classifier of handwritten digits, minutes, no download
 	$(BIN)/python -m amc_lightning +experiment=digits_amc
 
 test: setup ## the default tests, minutes
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 slow: setup ## the tests that the default run leaves out
 	$(BIN)/python -m pytest -m 'slow and not gpu'
