@@ -151,7 +151,7 @@ def _costs(results: Results) -> Iterator[str]:
     rows = []
     for stage in results.stages:
         cost = [str(stage.epochs), f"{stage.steps:,}", f"{stage.minutes:.1f}", f"{stage.passes_per_image:,.0f}"]
-        origin = f"`{stage.key[:12]}`" + (", there before" if stage.from_store else "")
+        origin = f"`{stage.key[:12]}`{', there before' if stage.from_store else ''}" if stage.key else "-"
         rows.append([stage.long_label, *cost, *(f"{stage.rows.get(name, 0):,}" for name in attacks), origin])
     total = sum(stage.minutes for stage in results.stages)
     sums = [f"{sum(stage.rows.get(name, 0) for stage in results.stages):,}" for name in attacks]
