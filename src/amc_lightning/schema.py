@@ -22,6 +22,17 @@ class AugmentConfig:
 
 
 @dataclass
+class ProxyDataConfig:
+    """The images that proxies are trained on; their labels are the target's answers."""
+
+    source: dict[str, Any] | None = None
+    root: str | None = None
+    trust_files: bool = False
+    limit: int | None = None
+    seed: int = 0
+
+
+@dataclass
 class DatasetConfig:
     """One dataset: where it comes from, how it is cut, and what goes with it."""
 
@@ -39,6 +50,7 @@ class DatasetConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     epochs: dict[str, int] = field(default_factory=dict)
     budget: dict[str, float] = field(default_factory=dict)
+    proxy: ProxyDataConfig = field(default_factory=ProxyDataConfig)
 
 
 @dataclass
@@ -92,12 +104,42 @@ class EvaluationConfig:
     """What every stage is measured with."""
 
     attacks: list[str] = MISSING
-    params: str = "white_box"
+    threat_models: list[str] = MISSING
+    params: str | None = None
+    proxies: list[str] = field(default_factory=list)
+    stages: str = "all"
     check: dict[str, Any] = field(default_factory=dict)
+    check_black_box: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 512
     limit: int | None = None
     gallery: int = 12
     seed: int = 0
+
+
+@dataclass
+class ProxyConfig:
+    """How a proxy is trained on the answers of a target: apart from how the target is, so that one can change alone."""
+
+    architecture: str = MISSING
+    epochs: int = MISSING
+    fine_tune_epochs: int = MISSING
+    batch_size: int = 64
+    peak_lr: float = 0.05
+    optimizer: dict[str, Any] = MISSING
+    augment: bool = True
+    alpha: float = 0.5
+    adversarial: bool = True
+    halves: bool = False
+
+
+@dataclass
+class ThreatModelConfig:
+    """What an adversary sees of the model under attack."""
+
+    name: str = MISSING
+    interface: dict[str, Any] | None = None
+    budget: int | None = None
+    params: str = "white_box"
 
 
 @dataclass
@@ -134,7 +176,10 @@ class Config:
     model: dict[str, Any] = MISSING
     attacks: dict[str, Any] = field(default_factory=dict)
     attack_params: dict[str, Any] = field(default_factory=dict)
-    threat_model: NamedConfig = field(default_factory=NamedConfig)
+    threat_model: ThreatModelConfig = field(default_factory=ThreatModelConfig)
+    threat_models: dict[str, Any] = field(default_factory=dict)
+    proxy: ProxyConfig = field(default_factory=ProxyConfig)
+    models: dict[str, Any] = field(default_factory=dict)
     defence: NamedConfig = field(default_factory=NamedConfig)
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from amc_lightning.data import cifar, sources, svhn
+from amc_lightning.data import cifar, sources, stl10, svhn
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -54,6 +54,7 @@ def offline(monkeypatch, nowhere):
     monkeypatch.setattr(svhn, "SVHN_FILES", tuple(map(moved, svhn.SVHN_FILES)))
     monkeypatch.setattr(svhn, "SVHN_EXTRA_FILE", moved(svhn.SVHN_EXTRA_FILE))
     monkeypatch.setattr(cifar, "CIFAR10_ARCHIVE", moved(cifar.CIFAR10_ARCHIVE))
+    monkeypatch.setattr(stl10, "STL10_ARCHIVE", moved(stl10.STL10_ARCHIVE))
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from scipy.io import savemat
 MNIST_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 BATCH_NAMES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 
+STL10_NAMES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+
 
 def numbered_images(n: int, *shape: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8)
@@ -66,6 +68,33 @@ def pack_cifar(root: Path, folder: Path) -> Path:
     path = root / "cifar-10-python.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
         archive.add(folder, arcname="cifar-10-batches-py")
+    return path
+
+
+def stl10_image(label: int, number: int) -> NDArray[np.uint8]:
+    """An image (row, column, channel) whose red grows with the row, green with the column; blue tells which it is."""
+    rows, columns = np.indices((96, 96))
+    return np.stack([2 * rows, columns, np.full((96, 96), 20 * label + number)], axis=2).astype(np.uint8)
+
+
+def write_stl10(root: Path, train: int = 2, test: int = 1) -> Path:
+    """Write so many images of each class; the official files hold a channel column by column, and labels from 1."""
+    folder = root / "stl10_binary"
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, n, first in (("train", train, 0), ("test", test, train)):
+        y = np.tile(np.arange(1, 11), n)
+        images = [stl10_image(label, first + i // 10) for i, label in enumerate(y)]
+        content = b"".join(image[:, :, c].T.tobytes() for image in images for c in range(3))
+        (folder / f"{part}_X.bin").write_bytes(content)
+        (folder / f"{part}_y.bin").write_bytes(y.astype(np.uint8).tobytes())
+    (folder / "class_names.txt").write_text("\n".join(STL10_NAMES))
+    return folder
+
+
+def pack_stl10(root: Path, folder: Path) -> Path:
+    path = root / "stl10_binary.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(folder, arcname="stl10_binary")
     return path
 
 

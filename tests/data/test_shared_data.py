@@ -7,7 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from amc_lightning.data import ImageData
+from amc_lightning.data import ImageData, ProxyData
+from amc_lightning.data.proxy import deformed_digits
 from amc_lightning.data.sources import cifar10, mnist, svhn
 from amc_lightning.errors import UserError
 
@@ -31,6 +32,14 @@ def test_mnist_is_the_official_one_and_splits_as_settled(shared_data, rule, coun
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     for images in data.splits.values():
         assert len(set(np.bincount(images.y))) == 1
+
+
+def test_deformed_mnist_digits_are_new_and_balanced(shared_data):
+    data = ImageData(name="mnist", source=mnist, root=shared_data, limit=100)
+    proxy = ProxyData(source=deformed_digits, data=data, limit=2000).prepare()
+    assert proxy.counts == {"read": 2000, "overlapping": 0, "repeated": 0, "kept": 2000}
+    assert np.bincount(proxy.images("first").y).tolist() == [100] * 10
+    assert len(data.pool) == 54_210
 
 
 def test_mnist_pixels(shared_data):

@@ -1,13 +1,11 @@
 """Read CIFAR-10 from its official Python batches, without ever running an unverified pickle."""
 
-import tarfile
-import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from amc_lightning.data.files import RemoteFile, fetch, locate, md5, warn_unverified
+from amc_lightning.data.archive import Member, read_archive, read_folder
+from amc_lightning.data.files import RemoteFile, fetch, md5, warn_unverified
 from amc_lightning.data.images import Images, Source
 from amc_lightning.data.unpickle import load_arrays
 from amc_lightning.errors import UserError
@@ -28,15 +26,9 @@ CIFAR10_BATCHES = {
 }
 _FOLDER = "cifar-10-batches-py"
 _PLACES = ("cifar10", "CIFAR10", "cifar-10")
-_CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _LICENCE = "CIFAR-10 (Krizhevsky 2009) comes without a stated licence; its images were gathered for research."
 _LARGEST_BATCH = 64 * 2**20  # a batch has 31 MB; more is no CIFAR-10
-
-
-@dataclass(frozen=True)
-class _Batch:
-    path: Path
-    content: bytes
 
 
 def cifar10(root: Path, *, trust_files: bool = False, split_seed: int = 0) -> Source:
@@ -49,7 +41,10 @@ def cifar10(root: Path, *, trust_files: bool = False, split_seed: int = 0) -> So
         UserError: if files are missing and cannot be downloaded, are damaged, are not official while ``trust_files`` is
             false, or name anything but arrays and plain containers.
     """
-    batches = _from_folder(root) or _from_archive(root)
+    batches = read_folder(root, _FOLDER, CIFAR10_BATCHES, places=_PLACES)
+    if batches is None:
+        (found,) = fetch(root, [CIFAR10_ARCHIVE], dataset="CIFAR-10", folders=_PLACES, licence=_LICENCE)
+        batches = read_archive(found.path, _FOLDER, CIFAR10_BATCHES, largest=_LARGEST_BATCH)
     differing = [batches[name].path for name, known in CIFAR10_BATCHES.items() if md5(batches[name].content) != known]
     if differing and not trust_files:
         raise UserError(
@@ -63,53 +58,10 @@ def cifar10(root: Path, *, trust_files: bool = False, split_seed: int = 0) -> So
     if differing:
         warn_unverified("CIFAR-10", differing)
     train = Images(np.concatenate([part.x for part in images[:-1]]), np.concatenate([part.y for part in images[:-1]]))
-    return Source(train, images[-1], _CLASS_NAMES, verified=not differing)
+    return Source(train, images[-1], CIFAR10_NAMES, verified=not differing)
 
 
-def _from_folder(root: Path) -> dict[str, _Batch] | None:
-    """Return the batches of the first folder that holds all of them."""
-    for place in (".", *_PLACES):
-        for folder in (root / place, root / place / _FOLDER):
-            if all((folder / name).is_file() for name in CIFAR10_BATCHES):
-                return {name: _Batch(folder / name, (folder / name).read_bytes()) for name in CIFAR10_BATCHES}
-    return None
-
-
-def _from_archive(root: Path) -> dict[str, _Batch]:
-    found = (
-        locate(root, CIFAR10_ARCHIVE, _PLACES)
-        or fetch(root, [CIFAR10_ARCHIVE], dataset="CIFAR-10", folders=_PLACES, licence=_LICENCE)[0]
-    )
-    batches = {}
-    try:
-        with tarfile.open(found.path, "r:gz") as archive:
-            for member in archive:
-                folder, _, name = member.name.removeprefix("./").partition("/")
-                if folder == _FOLDER and name in CIFAR10_BATCHES and member.isreg() and member.size < _LARGEST_BATCH:
-                    stream = archive.extractfile(member)
-                    assert stream is not None  # it is a regular file
-                    batches[name] = _Batch(found.path / member.name, stream.read())
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            str(found.path),
-            f"{found.path.stat().st_size} bytes",
-            f"are not a whole .tar.gz file ({error})",
-            "the file is cut short or damaged",
-            "Delete it and get it again.",
-        ) from error
-    missing = [name for name in CIFAR10_BATCHES if name not in batches]
-    if missing:
-        raise UserError(
-            str(found.path),
-            missing,
-            f"are not in the archive's folder {_FOLDER}/",
-            "the official archive holds five data_batch_* and test_batch",
-            "Delete it and get it again.",
-        )
-    return batches
-
-
-def _parse(batch: _Batch) -> Images:
+def _parse(batch: Member) -> Images:
     path = str(batch.path)
     content = load_arrays(batch.content, path)
     fields = content if isinstance(content, dict) else {}
@@ -120,7 +72,7 @@ def _parse(batch: _Batch) -> Images:
         and isinstance(labels, list | np.ndarray)
         and data.dtype == np.uint8
         and data.shape == (len(labels), 3072)
-        and all(isinstance(label, int | np.integer) and 0 <= label < len(_CLASS_NAMES) for label in labels)
+        and all(isinstance(label, int | np.integer) and 0 <= label < len(CIFAR10_NAMES) for label in labels)
     ):
         raise UserError(
             path,

@@ -54,7 +54,13 @@ def locate(root: Path, file: RemoteFile, folders: Sequence[str]) -> FoundFile | 
 
 
 def fetch(
-    root: Path, files: Sequence[RemoteFile], *, dataset: str, folders: Sequence[str], licence: str
+    root: Path,
+    files: Sequence[RemoteFile],
+    *,
+    dataset: str,
+    folders: Sequence[str],
+    licence: str,
+    key: str = "dataset.root",
 ) -> list[FoundFile]:
     """Return where each file is, after downloading into ``root`` those that are nowhere.
 
@@ -64,6 +70,7 @@ def fetch(
         dataset: its name, for messages.
         folders: sub-folders of ``root`` in which the files may lie as well.
         licence: one line logged before a download.
+        key: the setting that names ``root``, for messages.
 
     Raises:
         UserError: if a file is missing and cannot be had; names every missing file and where to get it.
@@ -85,11 +92,11 @@ def fetch(
         else:
             rest = [other for other in missing if other.name not in fetched]
             raise UserError(
-                "dataset.root",
+                key,
                 str(root),
                 f"lacks {', '.join(other.name for other in rest)}, and downloading failed ({'; '.join(reasons)})",
                 "get " + ", ".join(" or ".join(other.urls) for other in rest),
-                f"Put the files into {root}, or set dataset.root to the folder that holds them.",
+                f"Put the files into {root}, or set {key} to the folder that holds them.",
             )
     return [place or fetched[file.name] for file, place in zip(files, found, strict=True)]
 

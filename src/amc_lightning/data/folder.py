@@ -3,7 +3,7 @@
 import logging
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +60,8 @@ def folder(
         )
     parts = [root / "train", root / "test"]
     if not all(part.is_dir() for part in parts):
-        images, names = _read(root, _class_names(root), size, channels)
+        names = _class_names(root)
+        images = read_classes(root, names, size, channels)
         train, held_out = split_train(images.y, split_seed, tenths=_TRAIN_TENTHS, class_names=names)
         return Source(images.take(train), images.take(held_out), names, verified=True)
     names = _class_names(parts[0])
@@ -72,12 +73,17 @@ def folder(
             f"they must be those of train: {', '.join(names)}",
             "Give both folders the same sub-folders.",
         )
-    (train_images, _), (test_images, _) = (_read(part, names, size, channels) for part in parts)
+    train_images, test_images = (read_classes(part, names, size, channels) for part in parts)
     return Source(train_images, test_images, names, verified=True)
 
 
+def sub_folders(root: Path) -> tuple[str, ...]:
+    """Return the names of the folders in a folder, sorted, without hidden ones."""
+    return tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
+
+
 def _class_names(root: Path) -> tuple[str, ...]:
-    names = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    names = sub_folders(root)
     if len(names) < 2:
         raise UserError(
             str(root),
@@ -89,25 +95,61 @@ def _class_names(root: Path) -> tuple[str, ...]:
     return names
 
 
-def _read(root: Path, names: tuple[str, ...], size: Sequence[int], channels: int) -> tuple[Images, tuple[str, ...]]:
+def read_classes(root: Path, names: Sequence[str], size: Sequence[int], channels: int) -> Images:
+    """Return the images in ``root/<name>``, labelled 0, 1, ... in the order of the names.
+
+    Args:
+        root: the folder.
+        names: its sub-folders to read.
+        size: height and width to resize to, pixels.
+        channels: 1 (grey) or 3 (RGB).
+
+    Raises:
+        UserError: if a sub-folder has no images, or a file is not a whole image.
+    """
     images, labels, ignored = [], [], 0
     for label, name in enumerate(names):
-        files = sorted(path for path in (root / name).iterdir() if path.is_file() and not path.name.startswith("."))
-        paths = [path for path in files if path.suffix.lower() in SUFFIXES]
-        ignored += len(files) - len(paths)
-        if not paths:
-            raise UserError(
-                str(root / name),
-                0,
-                "images were found in this folder",
-                f"files ending in {', '.join(SUFFIXES)} are read",
-                "Add images of this class, or remove the folder.",
-            )
+        paths, others = _image_files(
+            root / name, (root / name).iterdir(), "Add images of this class, or remove the folder."
+        )
+        ignored += others
         images += [_decode(path, size, channels) for path in paths]
         labels += [label] * len(paths)
+    _warn_ignored(root, ignored)
+    return Images(np.stack(images), np.array(labels, np.int64))
+
+
+def read_unlabelled(root: Path, size: Sequence[int], channels: int) -> NDArray[np.uint8]:
+    """Return all images in a folder and those below it, in the order of their paths, (N, C, H, W) uint8.
+
+    Args:
+        root: the folder.
+        size: height and width to resize to, pixels.
+        channels: 1 (grey) or 3 (RGB).
+
+    Raises:
+        UserError: if there are no images, or a file is not a whole image.
+    """
+    found = (path for path in root.rglob("*") if not any(part.startswith(".") for part in path.relative_to(root).parts))
+    paths, ignored = _image_files(root, found, "Add images, or name another folder.")
+    _warn_ignored(root, ignored)
+    return np.stack([_decode(path, size, channels) for path in paths])
+
+
+def _image_files(folder: Path, found: Iterable[Path], do: str) -> tuple[list[Path], int]:
+    """Return the images among the paths found in a folder, sorted, and how many other files there are."""
+    files = sorted(path for path in found if path.is_file() and not path.name.startswith("."))
+    paths = [path for path in files if path.suffix.lower() in SUFFIXES]
+    if not paths:
+        raise UserError(
+            str(folder), 0, "images were found in this folder", f"files ending in {', '.join(SUFFIXES)} are read", do
+        )
+    return paths, len(files) - len(paths)
+
+
+def _warn_ignored(root: Path, ignored: int) -> None:
     if ignored:
         logger.warning("%s: %d files are ignored, because their names do not end as images' do", root, ignored)
-    return Images(np.stack(images), np.array(labels, np.int64)), names
 
 
 def _decode(path: Path, size: Sequence[int], channels: int) -> NDArray[np.uint8]:

@@ -49,6 +49,7 @@ class ImageData(pl.LightningDataModule):
 
     Attributes:
         splits: images and labels of train, validation, attack and test; ``prepare`` fills it and all that follows.
+        pool: the training images before ``limit`` cut them, balanced where ``balanced``.
         counts: images in each split.
         counts_read: training and test images before balancing; test is 0 where a set has no official test split.
         class_names: one per class index.
@@ -140,6 +141,7 @@ class ImageData(pl.LightningDataModule):
         else:
             test_total = len(test)
             train, test = self._balance(train, 0), self._balance(test, 1)
+        self.pool = train
         parts = split_test(test.y, self.split_rule, seed=self.split_seed, test_total=test_total, class_names=names)
         return {
             "train": self._cut(train),

@@ -35,22 +35,24 @@ def svhn(root: Path, *, trust_files: bool = False, split_seed: int = 0) -> Sourc
     Raises:
         UserError: if a file is missing and cannot be downloaded, is damaged, or is not laid out as the official one.
     """
-    (train, test), verified = _read(root, SVHN_FILES)
+    (train, test), verified = _read(root, SVHN_FILES, "dataset.root")
     return Source(train, test, _CLASS_NAMES, verified)
 
 
-def svhn_extra(root: Path, *, trust_files: bool = False, split_seed: int = 0) -> Source:
+def svhn_extra(root: Path, *, trust_files: bool = False, split_seed: int = 0, key: str = "dataset.root") -> Source:
     """Read SVHN's ``extra`` set, 531,131 digits (1.3 GB), as the training images of a source without a test set.
+
+    ``key`` is the setting that names ``root``, for messages.
 
     Raises:
         UserError: as ``svhn``.
     """
-    (extra,), verified = _read(root, (SVHN_EXTRA_FILE,))
+    (extra,), verified = _read(root, (SVHN_EXTRA_FILE,), key)
     return Source(extra, None, _CLASS_NAMES, verified)
 
 
-def _read(root: Path, files: tuple[RemoteFile, ...]) -> tuple[list[Images], bool]:
-    found = fetch(root, files, dataset="SVHN", folders=_FOLDERS, licence=_LICENCE)
+def _read(root: Path, files: tuple[RemoteFile, ...], key: str) -> tuple[list[Images], bool]:
+    found = fetch(root, files, dataset="SVHN", folders=_FOLDERS, licence=_LICENCE, key=key)
     differing, images = [], []
     for file, place in zip(files, found, strict=True):
         official, read = read_mat(place, file.md5)
