@@ -18,15 +18,17 @@ from amc_lightning.errors import UserError
 
 CONFIG = {"name": "wandb", "project": "amc_lightning", "entity": None, "mode": None, "group": None, "tags": ["t"]}
 RATE = {"n": 140, "wrong": 17, "error": 12.5, "low": 7.6, "high": 18.4}
-RECORD = {
+RECORD: dict[str, Any] = {
     "index": 1,
     "name": "pgm",
     "minutes": 0.5,
     "gradient_passes_per_image": 400.0,
-    "evaluation": {
-        "clean": {**RATE, "error": 2.5, "split": "test"},
-        "paper": {"pgm": RATE, "mean": RATE, "worst": RATE},
-        "check": {"pgm": {**RATE, "error": 25.0}, "mean": RATE, "worst": RATE},
+    "evaluations": {
+        "white_box": {
+            "clean": {**RATE, "error": 2.5, "split": "test"},
+            "paper": {"pgm": RATE, "mean": RATE, "worst": RATE},
+            "check": {"pgm": {**RATE, "error": 25.0}, "mean": RATE, "worst": RATE},
+        }
     },
 }
 
@@ -108,6 +110,26 @@ def test_a_stage_without_a_key_is_an_offline_run_with_its_results(
     assert content["columns"] == ["strength", "attack", "n", "wrong", "error", "low", "high"]
     assert content["data"][0] == ["test", "clean", 140, 17, 2.5, 7.6, 18.4]
     assert len(content["data"]) == 7
+
+
+def test_other_threat_models_have_keys_of_their_own_and_an_unmeasured_stage_its_costs(tmp_path: Path) -> None:
+    logger = _open(tmp_path)
+    assert isinstance(logger, WandbLogger)
+    tracking.log_stage_result(logger, {**RECORD, "evaluations": {}})
+    run = logger.experiment
+    assert run.summary["minutes"] == 0.5
+    assert not any(key.startswith("err/") for key in dict(run.summary))
+    proxies = {"proxy_cnn": {"agreement": {"share": 91.5}}}
+    black = {**RECORD["evaluations"]["white_box"], "clean": {**RATE, "error": 3.5}, "proxies": proxies}
+    both = {"white_box": RECORD["evaluations"]["white_box"], "black_box_label": black}
+    tracking.log_stage_result(logger, {**RECORD, "evaluations": both})
+    assert run.summary["err/clean"] == 2.5
+    assert run.summary["err/black_box_label/clean"] == 3.5
+    assert run.summary["err/black_box_label/check/pgm"] == 25.0
+    assert run.summary["agreement/black_box_label/proxy_cnn"] == 91.5
+    tracking.close(logger)
+    tables = list(tmp_path.glob("wandb/offline-run-*/files/media/table/**/*.json"))
+    assert len(tables) == 2
 
 
 def test_two_stages_are_two_runs_of_one_group(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

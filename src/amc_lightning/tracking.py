@@ -118,7 +118,10 @@ def replay(logger: Logger | None, metrics: list[dict[str, float]]) -> None:
 
 
 def log_stage_result(logger: Logger | None, stage_record: Mapping[str, Any]) -> None:
-    """Add the evaluation of a stage to its run: one number per rate in the summary, and a table with intervals.
+    """Add the evaluations of a stage to its run: one number per rate in the summary, and tables with intervals.
+
+    The primary threat model's keys are ``err/<strength>/<attack>``, those of any other ``err/<threat model>/...``. Of
+    a stage that was not measured there are its costs alone.
 
     Args:
         logger: the stage's logger; anything but a W&B logger is left alone.
@@ -130,21 +133,26 @@ def log_stage_result(logger: Logger | None, stage_record: Mapping[str, Any]) -> 
     import wandb
 
     with _harmless("the evaluation"):
-        evaluation = stage_record["evaluation"]
-        rates = {("test", "clean"): evaluation["clean"]}
-        for strength in ("paper", "check"):
-            rates |= {(strength, name): rate for name, rate in evaluation[strength].items()}
-        summary = {"/".join(("err", *place)): rate["error"] for place, rate in rates.items()}
-        summary["err/clean"] = summary.pop("err/test/clean")
-        summary |= {key: stage_record[key] for key in ("minutes", "gradient_passes_per_image")}
-        run.summary.update(summary)
+        summary = {key: stage_record[key] for key in ("minutes", "gradient_passes_per_image")}
         head: list[str | int] = ["strength", "attack", "n", "wrong", "error", "low", "high"]
-        rows = [[*place, *(rate[key] for key in head[2:])] for place, rate in rates.items()]
-        run.log({"evaluation": wandb.Table(columns=head, data=rows)})
+        for position, (threat_model, evaluation) in enumerate(stage_record["evaluations"].items()):
+            below = () if position == 0 else (threat_model,)
+            rates = {("test", "clean"): evaluation["clean"]}
+            for strength in ("paper", "check"):
+                rates |= {(strength, name): rate for name, rate in evaluation[strength].items()}
+            errors = {"/".join(("err", *below, *place)): rate["error"] for place, rate in rates.items()}
+            errors["/".join(("err", *below, "clean"))] = errors.pop("/".join(("err", *below, "test", "clean")))
+            summary |= errors
+            for name, proxy in evaluation.get("proxies", {}).items():
+                if proxy["agreement"] is not None:
+                    summary["/".join(("agreement", threat_model, name))] = proxy["agreement"]["share"]
+            rows = [[*place, *(rate[key] for key in head[2:])] for place, rate in rates.items()]
+            run.log({"/".join(("evaluation", *below)): wandb.Table(columns=head, data=rows)})
+        run.summary.update(summary)
 
 
 def log_report(logger: Logger | None, folder: Path) -> None:
-    """Add the whole cascade's table and its figures to a run, the last stage's.
+    """Add the whole cascade's tables, one per threat model, and its figures to a run, the last stage's.
 
     Args:
         logger: the stage's logger; anything but a W&B logger is left alone.
@@ -156,13 +164,14 @@ def log_report(logger: Logger | None, folder: Path) -> None:
     import wandb
 
     with _harmless("the report"):
-        results = read_results(folder)
-        shown = columns(results)
-        rows = [
-            [stage.label, *(None if rate is None else rate.error for rate in (column.rate(stage) for column in shown))]
-            for stage in results.stages
-        ]
-        run.log({"error_rates": wandb.Table(columns=["stage", *(column.title for column in shown)], data=rows)})
+        for position, view in enumerate(read_results(folder).each()):
+            shown = columns(view)
+            rows = [
+                [stage.label, *(None if rate is None else rate.error for rate in (part.rate(stage) for part in shown))]
+                for stage in view.measured
+            ]
+            title = "error_rates" if position == 0 else f"error_rates/{view.primary}"
+            run.log({title: wandb.Table(columns=["stage", *(column.title for column in shown)], data=rows)})
         for path in sorted((Path(folder) / FIGURES_FOLDER).glob("*.png")):
             run.log({f"figures/{path.stem}": wandb.Image(str(path))})
 

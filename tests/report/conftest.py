@@ -72,8 +72,103 @@ def _evaluation(stage: int, attacks: Sequence[str]) -> dict[str, Any]:
     return evaluation
 
 
+def _agreement(agree: int) -> dict[str, Any]:
+    rate = wilson(agree, N_TEST)
+    return {"n": N_TEST, "agree": agree, "share": rate["error"], "low": rate["low"], "high": rate["high"]}
+
+
+def _proxy(agree: int, wrong: int) -> dict[str, Any]:
+    return {
+        "key": "cd" * 32,
+        "images": 2000,
+        "queries": 2000,
+        "epochs": 10,
+        "minutes": 0.25,
+        "gradient_passes_per_image": 10.0,
+        "clean": wilson(wrong, N_TEST),
+        "agreement": _agreement(agree),
+    }
+
+
+def black_box(white_box: dict[str, Any], *, agree: int = 320, architectures: Sequence[str] = ("proxy_cnn",)) -> Any:
+    """A white-box evaluation as if it were a black-box one: half as many rows wrong, P'' nearly always."""
+    found: dict[str, Any] = {"clean": white_box["clean"], "paper": {}, "check": {}, "transfer": {}}
+    for strength in ("paper", "check"):
+        moved = {}
+        for name, rate in white_box[strength].items():
+            n = rate["n"]
+            found[strength][name] = {**rate, **wilson(rate["wrong"] // 2, n)}
+            if name not in ("clean", "mean", "worst"):
+                own = {"architecture": architectures[-1], "proxy": wilson(n - 5, n)}
+                found[strength][name] |= own
+                moved[name] = wilson(rate["wrong"] // 3, n)
+        found["transfer"][strength] = moved
+    found["proxies"] = {name: _proxy(agree - 20 * i, 30) for i, name in enumerate(architectures)}
+    return found
+
+
+INTERFACES = {
+    "black_box_label": {"kind": "label", "settings": {}, "budget": None},
+    "black_box_noisy_label": {"kind": "noisy_label", "settings": {"flip": 0.1}, "budget": 2000},
+    "black_box_probabilities": {"kind": "probabilities", "settings": {"decimals": None}, "budget": None},
+}
+PROXY_DATA = {
+    "source": "deformed_digits",
+    "read": 2100,
+    "overlapping": 12,
+    "repeated": 88,
+    "kept": 2000,
+    "verified": True,
+    "halves": False,
+}
+
+
+def as_format_1(raw: dict[str, Any]) -> dict[str, Any]:
+    """The same results as a run wrote them before black-box threat models."""
+    (name,) = raw["threat_models"]
+    stages = []
+    for stage in raw["stages"]:
+        old = {key: value for key, value in stage.items() if key not in ("evaluations", "proxy")}
+        stages.append({**old, "evaluation": stage["evaluations"][name]})
+    new = ("threat_models", "interfaces", "proxy_data", "crafting")
+    old = {key: value for key, value in raw.items() if key not in new}
+    return {**old, "format": 1, "attacks": raw["attacks"][name], "stages": stages}
+
+
+def under_black_box(
+    raw: dict[str, Any], names: Sequence[str] = tuple(INTERFACES), *, with_white_box: bool = False, **kwargs: Any
+) -> dict[str, Any]:
+    """The same results measured under black-box threat models, instead of the white box or beside it."""
+    models = [*(["white_box"] if with_white_box else []), *names]
+    stages = []
+    for stage in raw["stages"]:
+        own = stage["evaluations"]["white_box"]
+        made = {name: own if name == "white_box" else black_box(own, **kwargs) for name in models}
+        if stage["index"] == 0:
+            made = {name: {**found, "transfer": None} for name, found in made.items()}
+        stages.append({**stage, "evaluations": made})
+    return {
+        **raw,
+        "threat_models": models,
+        "interfaces": {name: INTERFACES.get(name, INTERFACES["black_box_label"]) for name in names},
+        "attacks": dict.fromkeys(models, raw["attacks"]["white_box"]),
+        "proxy_data": PROXY_DATA,
+        "stages": stages,
+    }
+
+
+def hardened_by_proxy(raw: dict[str, Any], interface: str = "black_box_label") -> dict[str, Any]:
+    """The same results as if every stage's adversarial images had been made on a proxy P'."""
+    stages = []
+    for stage in raw["stages"]:
+        proxy = {**_proxy(300, 40), "architecture": "proxy_cnn", "interface": interface, "from_store": False}
+        stages.append({**stage, "proxy": proxy if stage["index"] else None})
+    crafting = {**raw["crafting"], "column": "black_box"}
+    return {**raw, "threat_model": interface, "crafting": crafting, "stages": stages}
+
+
 def results(order: Sequence[str], evaluated: Sequence[str], shape: tuple[int, int, int]) -> dict[str, Any]:
-    """The content of results.json for a cascade over ``order``."""
+    """The content of results.json for a cascade over ``order``, measured in a white box."""
     names = ["undefended", *order]
     seen: list[str] = []
     stages = []
@@ -93,14 +188,15 @@ def results(order: Sequence[str], evaluated: Sequence[str], shape: tuple[int, in
                 "minutes": 0.2 + 0.25 * index,
                 "rows": share,
                 "gradient_passes_per_image": 40.0 if index == 0 else 400.0 * index,
-                "evaluation": _evaluation(index, evaluated),
+                "evaluations": {"white_box": _evaluation(index, evaluated)},
+                "proxy": None,
             }
         )
     check = {name: dict(PARAMS[name]) for name in evaluated}
     if "pgm" in check:
         check["pgm"].update(nb_iter=40, eps_iter=0.01875, keep_best=True)
     return {
-        "format": 1,
+        "format": 2,
         "experiment": "digits_amc",
         "defence": "amc",
         "created": "2026-11-20T16:00:00+00:00",
@@ -121,11 +217,20 @@ def results(order: Sequence[str], evaluated: Sequence[str], shape: tuple[int, in
             "limit": None,
         },
         "threat_model": "white_box",
+        "threat_models": ["white_box"],
+        "interfaces": {},
+        "proxy_data": None,
+        "crafting": {
+            "column": "white_box",
+            "attacks": {name: dict(PARAMS[name]) for name in order},
+            "epochs": [20] * len(order),
+            "transfer": "parent",
+        },
         "preset": "paper",
         "order": list(order),
         "evaluated": list(evaluated),
         "budget": {"eap": {"norm": "l1", "radius": 10.0}},
-        "attacks": {"paper": {name: PARAMS[name] for name in evaluated}, "check": check},
+        "attacks": {"white_box": {"paper": {name: PARAMS[name] for name in evaluated}, "check": check}},
         "stages": stages,
     }
 
@@ -176,11 +281,12 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         order: Sequence[str] = ("fgsm", "vap", "eap", "pgm"),
         evaluated: Sequence[str] = ("fgsm", "vap", "eap", "pgm"),
         shape: tuple[int, int, int] = (1, 16, 16),
+        also: Callable[[dict[str, Any]], dict[str, Any]] = dict,
         **changes: Any,
     ) -> Path:
         folder = tmp_path / "run"
         folder.mkdir(exist_ok=True)
-        (folder / "results.json").write_text(json.dumps({**results(order, evaluated, shape), **changes}))
+        (folder / "results.json").write_text(json.dumps({**also(results(order, evaluated, shape)), **changes}))
         np.savez(folder / "gallery.npz", **_gallery(order, evaluated, shape))
         _metrics(folder / "metrics.csv", order)
         return folder

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.report.conftest import results, wilson
+from tests.report.conftest import hardened_by_proxy, results, under_black_box, wilson
 
 N_TEST, N_ATTACK = 200, 100
 HEAD = "stage,name,epoch,step,train/loss,val/err/clean,val/err/mean"
@@ -53,7 +53,7 @@ def write_job(
 def run(order: Sequence[str], seed: int, **wrong: int) -> dict[str, Any]:
     """Return results.json with ``measured(**wrong)`` as its last stage."""
     raw = {**results(order, ("fgsm", "pgm"), (1, 16, 16)), "seed": seed}
-    raw["stages"][-1]["evaluation"] = measured(**wrong)
+    raw["stages"][-1]["evaluations"] = {"white_box": measured(**wrong)}
     return raw
 
 
@@ -93,4 +93,45 @@ def two_orders(sweep: Path, *, total: int | None = None) -> Path:
     write_job(sweep, 1, one, seed=1, validation=22.0, total=total, **b)
     write_job(sweep, 2, other, seed=0, validation=19.0, total=total, **c)
     write_job(sweep, 3, other, seed=1, validation=20.0, total=total, **c)
+    return sweep
+
+
+def write_system(
+    sweep: Path, number: int, raw: dict[str, Any], *, seed: int = 0, extra: Sequence[str] = (), total: int | None = None
+) -> Path:
+    """Write one job of a sweep over systems from the content of its results.json."""
+    folder = write_job(sweep, number, raw["order"], seed=seed, extra=extra, total=total)
+    (folder / "results.json").write_text(json.dumps({**raw, "seed": seed}))
+    return folder
+
+
+def system(
+    order: Sequence[str], defence: str, *, by_proxy: bool, dataset: str = "mnist", **kwargs: Any
+) -> dict[str, Any]:
+    """Return results.json of a defence measured under the black-box threat models, M0 and the last stage only."""
+    raw = under_black_box(results(order, ("fgsm", "vap", "eap", "pgm"), (1, 28, 28)), **kwargs)
+    raw = hardened_by_proxy(raw) if by_proxy else raw
+    for stage in raw["stages"]:
+        stage["key"] = "0a" * 32 if stage["index"] == 0 else f"{defence}{'-'.join(order)}{by_proxy}"
+        if 0 < stage["index"] < len(order):
+            stage["evaluations"] = {}
+    return {**raw, "defence": defence, "dataset": {**raw["dataset"], "name": dataset}}
+
+
+CASCADE = ("fgsm", "vap", "eap", "pgm")
+
+
+def systems(sweep: Path, **kwargs: Any) -> Path:
+    """Write the jobs of Table 4, in another order than its rows."""
+    rows = [
+        (CASCADE, "amc", False),
+        (CASCADE, "amc", True),
+        (("pgm",), "adversarial_training", False),
+        (("vap",), "adversarial_training", True),
+        (("eap",), "adversarial_training", True),
+        (("fgsm",), "adversarial_training", True),
+        ((), "undefended", False),
+    ]
+    for number, (order, defence, by_proxy) in enumerate(rows):
+        write_system(sweep, number, system(order, defence, by_proxy=by_proxy, **kwargs), extra=[f"system={number}"])
     return sweep

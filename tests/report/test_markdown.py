@@ -92,9 +92,9 @@ def test_rows_without_a_gradient_are_said_to_show_nothing(make_run: MakeRun) -> 
     folder = make_run()
     assert "Rows without a gradient" not in write_report(folder).read_text()
     raw = json.loads((folder / "results.json").read_text())
-    raw["stages"][0]["evaluation"]["paper"]["fgsm"]["zero_gradient"] = 12
-    raw["stages"][0]["evaluation"]["check"]["fgsm"]["zero_gradient"] = 12  # the same attack: said once
-    raw["stages"][1]["evaluation"]["check"]["pgm"]["zero_gradient"] = 3
+    raw["stages"][0]["evaluations"]["white_box"]["paper"]["fgsm"]["zero_gradient"] = 12
+    raw["stages"][0]["evaluations"]["white_box"]["check"]["fgsm"]["zero_gradient"] = 12  # the same attack: said once
+    raw["stages"][1]["evaluations"]["white_box"]["check"]["pgm"]["zero_gradient"] = 3
     (folder / "results.json").write_text(json.dumps(raw))
     assert (
         "- Rows without a gradient, which were not attacked; that they are right shows nothing: "
@@ -105,7 +105,7 @@ def test_rows_without_a_gradient_are_said_to_show_nothing(make_run: MakeRun) -> 
 def test_an_attack_that_fooled_nobody_has_no_distance(make_run: MakeRun) -> None:
     folder = make_run()
     raw = json.loads((folder / "results.json").read_text())
-    raw["stages"][4]["evaluation"]["paper"]["eap"]["quantiles"] = {}
+    raw["stages"][4]["evaluations"]["white_box"]["paper"]["eap"]["quantiles"] = {}
     (folder / "results.json").write_text(json.dumps(raw))
     distances = _tables(write_report(folder).read_text())["Distance at which eap succeeds"]
     assert "stage 4 (pgm)" not in distances

@@ -56,21 +56,21 @@ def _break(raw: dict[str, Any], path: str, value: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("format", 2, r"results.json: format: 2 is not a format that this version reads; known: 1\."),
-        ("format", KeyError, r"results.json: format: None is not a format that this version reads; known: 1\."),
+        ("format", 3, r"results.json: format: 3 is not a format that this version reads; known: 1 or 2\."),
+        ("format", KeyError, r"results.json: format: None is not a format that this version reads; known: 1 or 2\."),
         ("seed", "0", r"results.json: seed: '0' is not what this field holds; expected: a finite number\."),
         ("stages", {}, r"results.json: stages: {} is not what this field holds; expected: a list of objects\."),
         ("dataset.shape", [16, 16], r"dataset.shape: \[16, 16\] is not what this field holds; expected: C, H, W\."),
         ("dataset.verified", 1, r"results.json: dataset.verified: 1 is not .*; expected: true or false\."),
         (
-            "stages.2.evaluation.check.pgm.low",
+            "stages.2.evaluations.white_box.check.pgm.low",
             KeyError,
-            r"results.json: stages\[2\].evaluation.check.pgm.low: None is missing; expected: a finite number\.",
+            r"results.json: stages\[2\].evaluations.white_box.check.pgm.low: None is missing; expected: a finite num",
         ),
         (
-            "stages.0.evaluation.paper",
+            "stages.0.evaluations.white_box.paper",
             KeyError,
-            r"results.json: stages\[0\].evaluation.paper: None is missing; expected: an object\.",
+            r"results.json: stages\[0\].evaluations.white_box.paper: None is missing; expected: an object\.",
         ),
     ],
 )
@@ -88,7 +88,7 @@ def test_a_missing_a_truncated_and_a_foreign_file(make_run: MakeRun, tmp_path: P
     folder = make_run()
     path = folder / "results.json"
     path.write_text(path.read_text()[:-100])
-    with pytest.raises(UserError, match=r"is not complete JSON \(.*\); a whole file of format 1 is read"):
+    with pytest.raises(UserError, match=r"is not complete JSON \(.*\); a whole file of format 1 or 2 is read"):
         read_results(folder)
     path.write_text("[]")
     with pytest.raises(UserError, match=r"holds a list, not an object"):

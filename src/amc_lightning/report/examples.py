@@ -37,7 +37,7 @@ def draw_examples(results: Results, gallery: Gallery) -> Figure | None:
         figure,
         "",
         "\u2713 right, \u2717 wrong (thick frame). l1, l2, linf: size of the change, pixels in [0, 1].",
-        "Every attack is made for the model it is shown under, with the parameters of strength 'paper'.",
+        f"Every attack is made {_made_on(results)} the model it is shown under, with parameters of strength 'paper'.",
         "Chosen among the kept images: those on which most attacks fool the first model.",
     )
     blocks = np.atleast_1d(np.asarray(figure.subfigures(len(stages), 1, hspace=0.03), dtype=object))
@@ -70,6 +70,10 @@ def choose_rows(gallery: Gallery, stage_index: int, attacks: Sequence[str], coun
             if row not in chosen and len(chosen) < count and (again or new_class):
                 chosen.append(row)
     return sorted(chosen, key=lambda row: (int(gallery.y[row]), row))
+
+
+def _made_on(results: Results) -> str:
+    return "on the proxy P'' of" if results.is_black_box else "for"
 
 
 def _ordered(results: Results) -> list[str]:

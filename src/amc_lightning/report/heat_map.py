@@ -14,14 +14,18 @@ COLORS = colormaps["YlOrBr"]
 
 
 def draw_error_rates(results: Results) -> Figure | None:
-    """Draw the error table as a heat map on a scale of 0 to 100 %; None if no stage has been measured."""
-    if not results.stages:
+    """Draw the error table as a heat map on a scale of 0 to 100 %; None if no stage has been measured.
+
+    Args:
+        results: of which the primary threat model is shown.
+    """
+    if not results.measured:
         return None
     shown = columns(results)
-    rates = [[column.rate(stage) for column in shown] for stage in results.stages]
+    rates = [[column.rate(stage) for column in shown] for stage in results.measured]
     values = np.array([[np.nan if rate is None else rate.error for rate in row] for row in rates])
 
-    figure = new_figure(max(6.0, 0.88 * len(shown) + 2.6), max(3.9, 0.62 * len(results.stages) + 2.3))
+    figure = new_figure(max(6.0, 0.88 * len(shown) + 2.6), max(3.9, 0.62 * len(results.measured) + 2.3))
     ax = figure.subplots()
     image = ax.imshow(np.ma.masked_invalid(values), cmap=COLORS, vmin=0, vmax=100, aspect="auto")
     for i, row in enumerate(rates):
@@ -45,14 +49,17 @@ def draw_error_rates(results: Results) -> Figure | None:
             ax.axvline(j - 0.5, color="white", linewidth=6)
     headings = ["\n".join(column.heading).strip().replace("<=", " \u2264 ") for column in shown]
     ax.set_xticks(range(len(shown)), headings, fontsize=9.5)
-    ax.set_yticks(range(len(results.stages)), [stage.label for stage in results.stages], fontsize=10)
+    ax.set_yticks(range(len(results.measured)), [stage.label for stage in results.measured], fontsize=10)
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
     ax.set_ylabel("model after stage", fontsize=10)
     for spine in ax.spines.values():
         spine.set_visible(False)
     figure.colorbar(image, ax=ax, label="error rate (%), lower is better", pad=0.02, ticks=range(0, 101, 20))
-    figure.suptitle(f"Error rates by stage and attack: {results.defence} on {results.dataset.name}", fontsize=13)
+    figure.suptitle(
+        f"Error rates by stage and attack: {results.defence} on {results.dataset.name}{wording.under(results)}",
+        fontsize=13,
+    )
     footnote(figure, wording.sizes(results), wording.strengths(results))
     return figure
 

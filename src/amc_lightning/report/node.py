@@ -51,6 +51,11 @@ class Node:
         """Return a text, or None where the field is null or absent."""
         return None if self.raw.get(key) is None else self.text(key)
 
+    def one_of(self, key: str, choices: tuple[str, ...]) -> str:
+        """Return a text that is one of a few."""
+        value = self.raw.get(key)
+        return value if isinstance(value, str) and value in choices else self.fail(key, " or ".join(choices))
+
     def flag(self, key: str) -> bool:
         """Return true or false."""
         value = self.raw.get(key)
@@ -78,6 +83,10 @@ class Node:
         if not isinstance(value, dict):
             return self.fail(key, "an object")
         return Node(value, self._at(key))
+
+    def optional_child(self, key: str) -> "Node | None":
+        """Return the object in a field, or None where the field is null or absent."""
+        return None if self.raw.get(key) is None else self.child(key)
 
     def children(self) -> dict[str, "Node"]:
         """Return all fields of this object, each an object."""

@@ -15,11 +15,14 @@ import numpy as np
 
 from amc_lightning.errors import UserError
 from amc_lightning.report.node import DO, RESULTS_FILE, Node
-from amc_lightning.report.record import Dataset, Epoch, Evaluation, Gallery, Norm, Rate, Results, Stage, Strength
+from amc_lightning.report.record import Crafting, Dataset, Epoch, Gallery, Interface, ProxyData, Results
+from amc_lightning.report.stage_reading import read_stage
 
-FORMAT = 1
+FORMATS = (1, 2)
+"""Format 1 has one evaluation a stage, under the threat model that the defender hardened for."""
 GALLERY_FILE = "gallery.npz"
 METRICS_FILE = "metrics.csv"
+_KNOWN = " or ".join(map(str, FORMATS))
 _ID_COLUMNS = ("stage", "name", "epoch", "step")
 
 
@@ -43,10 +46,10 @@ def read_results(folder: Path) -> Results:
         raise UserError(RESULTS_FILE, str(path), "does not exist", "a run writes it at its end", DO) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         problem = f"is not complete JSON ({error})"
-        raise UserError(RESULTS_FILE, str(path), problem, "a whole file of format 1 is read", DO) from None
+        raise UserError(RESULTS_FILE, str(path), problem, f"a whole file of format {_KNOWN} is read", DO) from None
     if not isinstance(raw, dict):
         problem = f"holds a {type(raw).__name__}, not an object"
-        raise UserError(RESULTS_FILE, str(path), problem, "a file of format 1 is read", DO)
+        raise UserError(RESULTS_FILE, str(path), problem, f"a file of format {_KNOWN} is read", DO)
     return parse_results(raw)
 
 
@@ -57,12 +60,24 @@ def parse_results(raw: Mapping[str, object]) -> Results:
         UserError: if the format number is another, or a field is missing or of a wrong type.
     """
     node = Node(raw, "")
-    if raw.get("format") != FORMAT:
+    number = raw.get("format")
+    if isinstance(number, bool) or number not in FORMATS:
         where, problem = f"{RESULTS_FILE}: format", "is not a format that this version reads"
-        raise UserError(where, raw.get("format"), problem, f"known: {FORMAT}", "Use the version that wrote the file.")
+        raise UserError(where, number, problem, f"known: {_KNOWN}", "Use the version that wrote the file.")
+    threat_model = node.text("threat_model")
+    threat_models = (threat_model,) if number == 1 else node.texts("threat_models")
+    if not threat_models:
+        node.fail("threat_models", "at least one threat model")
+    parameters = {threat_model: node.child("attacks")} if number == 1 else node.child("attacks").children()
     data = node.child("dataset")
-    evaluated = node.texts("evaluated")
+    evaluated, order = node.texts("evaluated"), node.texts("order")
     shape = data.numbers("shape")
+    interfaces = node.child("interfaces", optional=True)
+    known = {name: _interface(entry) for name, entry in interfaces.children().items()}
+    stages = tuple(read_stage(entry, threat_models, is_first=number == 1) for entry in node.items("stages"))
+    for name in threat_models:
+        if name not in interfaces.raw and any(name in s.evaluations and s.evaluations[name].proxies for s in stages):
+            interfaces.fail(name, "an object, as attacks were made on proxies")
     return Results(
         experiment=node.text("experiment"),
         defence=node.text("defence"),
@@ -83,9 +98,9 @@ def parse_results(raw: Mapping[str, object]) -> Results:
             counts_read=data.child("counts_read").counts(),
             limit=None if data.raw.get("limit") is None else int(data.number("limit")),
         ),
-        threat_model=node.text("threat_model"),
+        threat_model=threat_model,
         preset=node.text("preset"),
-        order=node.texts("order"),
+        order=order,
         evaluated=evaluated,
         budget={
             name: (entry.text("norm"), entry.number("radius"))
@@ -93,10 +108,18 @@ def parse_results(raw: Mapping[str, object]) -> Results:
             if name in evaluated
         },
         attacks={
-            strength: {name: dict(parameters.raw) for name, parameters in entry.children().items()}
-            for strength, entry in node.child("attacks").children().items()
+            name: {
+                strength: {attack: dict(entry.raw) for attack, entry in members.children().items()}
+                for strength, members in strengths.children().items()
+            }
+            for name, strengths in parameters.items()
         },
-        stages=tuple(_stage(entry) for entry in node.items("stages")),
+        stages=stages,
+        threat_models=threat_models,
+        interfaces={name: found for name, found in known.items() if name in threat_models},
+        hardening=known.get(threat_model),
+        proxy_data=_proxy_data(node.optional_child("proxy_data")),
+        crafting=_crafting(node.optional_child("crafting"), len(order)),
     )
 
 
@@ -152,47 +175,32 @@ def read_epochs(folder: Path) -> list[Epoch]:
     ]
 
 
-def _stage(node: Node) -> Stage:
-    evaluation = node.child("evaluation")
-    return Stage(
-        index=int(node.number("index")),
-        name=node.text("name"),
-        attack=node.optional_text("attack"),
-        epochs=int(node.number("epochs")),
-        steps=int(node.number("steps")),
-        minutes=node.number("minutes"),
-        rows=node.child("rows").counts(),
-        passes_per_image=node.number("gradient_passes_per_image"),
-        evaluation=Evaluation(
-            clean=_rate(evaluation.child("clean")),
-            paper=_rates(evaluation, "paper"),
-            check=_rates(evaluation, "check"),
-        ),
-        key=node.optional_text("key") or "",
-        from_store="from_store" in node.raw and node.flag("from_store"),
+def _interface(node: Node) -> Interface:
+    budget = node.optional_number("budget")
+    settings = dict(node.child("settings", optional=True).raw)
+    return Interface(node.text("kind"), settings, None if budget is None else int(budget))
+
+
+def _proxy_data(node: Node | None) -> ProxyData | None:
+    if node is None:
+        return None
+    return ProxyData(
+        source=node.text("source"),
+        **{key: int(node.number(key)) for key in ("read", "overlapping", "repeated", "kept")},
+        verified=node.flag("verified"),
+        halves=node.flag("halves"),
     )
 
 
-def _rates(node: Node, strength: Strength) -> dict[str, Rate]:
-    return {name: _rate(entry) for name, entry in node.child(strength).children().items()}
-
-
-def _rate(node: Node) -> Rate:
-    return Rate(
-        n=int(node.number("n")),
-        wrong=node.number("wrong"),
-        error=node.number("error"),
-        low=node.number("low"),
-        high=node.number("high"),
-        norms={
-            name: Norm(entry.number("median"), entry.number("max"))
-            for name, entry in node.child("norms", optional=True).children().items()
-        },
-        quantiles={
-            name: {quantile: entry.number(quantile) for quantile in entry.raw}
-            for name, entry in node.child("quantiles", optional=True).children().items()
-            if None not in entry.raw.values()  # null where no row was fooled
-        },
-        gradient_passes=node.optional_number("gradient_passes"),
-        zero_gradient=int(node.optional_number("zero_gradient") or 0),
+def _crafting(node: Node | None, stages: int) -> Crafting | None:
+    if node is None:
+        return None
+    epochs = node.numbers("epochs")
+    if len(epochs) != stages or not all(type(value) is int and value >= 0 for value in epochs):
+        node.fail("epochs", f"{stages} whole numbers, one for each attack of the order")
+    return Crafting(
+        column=node.one_of("column", ("white_box", "black_box")),
+        attacks={name: dict(entry.raw) for name, entry in node.child("attacks").children().items()},
+        epochs=tuple(map(int, epochs)),
+        transfer=node.one_of("transfer", ("parent", "none")),
     )

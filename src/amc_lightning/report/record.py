@@ -1,7 +1,7 @@
 """What a report is made of: the typed content of a run folder, as the reader returns it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -24,7 +24,9 @@ class Rate:
     """An error rate in percent with its 95 % Wilson interval.
 
     ``wrong`` is a count of rows, except for a mean over attacks, where it is a mean of counts. ``gradient_passes`` is
-    the attack's mean per row, ``zero_gradient`` the number of rows that it had no gradient to move by.
+    the attack's mean per row, ``zero_gradient`` the number of rows that it had no gradient to move by. Under a
+    black-box threat model ``proxy`` is the rate of the proxy P'' itself on the same examples, and ``architecture``
+    which P'' they were made on: the most harmful.
     """
 
     n: int
@@ -36,22 +38,78 @@ class Rate:
     quantiles: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     gradient_passes: float | None = None
     zero_gradient: int = 0
+    architecture: str = ""
+    proxy: "Rate | None" = None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """On how many rows of the test split a proxy gives the model's answer; ``share`` and its interval in percent."""
+
+    n: int
+    agree: int
+    share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A proxy and what it took: P'' of an evaluation, or P' of a stage's hardening.
+
+    Args:
+        architecture: its network.
+        key: its key in the store.
+        images: images it was trained on.
+        queries: answers of the model that it was trained on.
+        epochs: passes over the images.
+        minutes: of its training, whenever that was.
+        passes_per_image: gradient passes per image of its own training data.
+        clean: its own error on the clean test split; None if not measured.
+        agreement: with the model it imitates; None if not measured.
+        interface: the threat model through which it asked.
+        from_store: whether it was there before the run.
+    """
+
+    architecture: str
+    key: str
+    images: int
+    queries: int
+    epochs: int
+    minutes: float
+    passes_per_image: float
+    clean: Rate | None
+    agreement: Agreement | None
+    interface: str
+    from_store: bool = False
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Error rates of one model: clean on the test split, everything else on the attack split."""
+    """Error rates of one model: clean on the test split, everything else on the attack split.
+
+    Under a black-box threat model ``proxies`` are the P'' that attacks were made on, by architecture, and
+    ``transfer_paper`` and ``transfer_check`` the model's errors on the examples made for M0 with its own gradients.
+    """
 
     clean: Rate
     paper: Mapping[str, Rate]
     check: Mapping[str, Rate]
+    proxies: Mapping[str, Proxy] = field(default_factory=dict)
+    transfer_paper: Mapping[str, Rate] = field(default_factory=dict)
+    transfer_check: Mapping[str, Rate] = field(default_factory=dict)
+
+    def transfer(self, strength: Strength) -> Mapping[str, Rate]:
+        """Return the errors on M0's examples at one strength, by attack; empty if not measured."""
+        return self.transfer_paper if strength == "paper" else self.transfer_check
 
 
 @dataclass(frozen=True)
 class Stage:
     """One row of the table: how a model was trained, what that cost, and how it was measured.
 
-    ``key`` is its key in the store, ``from_store`` whether it was there before the run.
+    ``key`` is its key in the store, ``from_store`` whether it was there before the run; ``evaluations`` are by threat
+    model, none where the stage was not measured; ``proxy`` is the P' that its adversarial images were made on.
     """
 
     index: int
@@ -62,9 +120,15 @@ class Stage:
     minutes: float
     rows: Mapping[str, int]
     passes_per_image: float
-    evaluation: Evaluation
+    evaluations: Mapping[str, Evaluation]
     key: str = ""
     from_store: bool = False
+    proxy: Proxy | None = None
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The primary evaluation, that under the first threat model; only a measured stage has one."""
+        return next(iter(self.evaluations.values()))
 
     @property
     def label(self) -> str:
@@ -98,8 +162,63 @@ class Dataset:
 
 
 @dataclass(frozen=True)
+class ProxyData:
+    """The images that proxies were trained on.
+
+    Args:
+        source: where they come from.
+        read: images there were.
+        overlapping: of these, left out as they are among the target's data.
+        repeated: of these, left out as they were there twice.
+        kept: images left.
+        verified: whether the files are the official ones.
+        halves: whether P' and P'' are trained on a half each, so that they share no image.
+    """
+
+    source: str
+    read: int
+    overlapping: int
+    repeated: int
+    kept: int
+    verified: bool
+    halves: bool
+
+
+@dataclass(frozen=True)
+class Crafting:
+    """How the examples that a run trained on were crafted.
+
+    Args:
+        column: of the paper's Table 1, which the parameters are of: "white_box" or "black_box".
+        attacks: the parameters of each attack of the order.
+        epochs: of each stage after M0.
+        transfer: what a stage starts from: "parent", the stage before, or "none", M0.
+    """
+
+    column: str
+    attacks: Mapping[str, Mapping[str, object]]
+    epochs: tuple[int, ...]
+    transfer: str
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a black-box attacker is answered: the kind of answer, its settings, and how many it may ask for."""
+
+    kind: str
+    settings: Mapping[str, object]
+    budget: int | None
+
+
+@dataclass(frozen=True)
 class Results:
-    """The whole of results.json; ``budget`` maps an evaluated attack to its norm and radius."""
+    """The whole of results.json.
+
+    ``threat_model`` is how the defender hardened, through the interface ``hardening`` if it is a black box;
+    ``threat_models`` is how the models were measured, the primary one first, ``interfaces`` those of the black boxes.
+    ``budget`` maps an evaluated attack to its norm and radius, ``attacks`` a threat model and a strength to each
+    attack's parameters; ``crafting`` is None where the run did not record it.
+    """
 
     experiment: str
     defence: str
@@ -116,8 +235,42 @@ class Results:
     order: tuple[str, ...]
     evaluated: tuple[str, ...]
     budget: Mapping[str, tuple[str, float]]
-    attacks: Mapping[str, Mapping[str, Mapping[str, object]]]
+    attacks: Mapping[str, Mapping[str, Mapping[str, Mapping[str, object]]]]
     stages: tuple[Stage, ...]
+    threat_models: tuple[str, ...]
+    interfaces: Mapping[str, Interface] = field(default_factory=dict)
+    proxy_data: ProxyData | None = None
+    hardening: Interface | None = None
+    crafting: Crafting | None = None
+
+    @property
+    def primary(self) -> str:
+        """The threat model that stands first."""
+        return self.threat_models[0]
+
+    @property
+    def is_black_box(self) -> bool:
+        """Whether the primary threat model is a black-box one."""
+        return self.primary in self.interfaces
+
+    @property
+    def measured(self) -> tuple[Stage, ...]:
+        """The stages that were measured under the primary threat model: the rows of a table of errors."""
+        return tuple(stage for stage in self.stages if self.primary in stage.evaluations)
+
+    def under(self, threat_model: str) -> "Results":
+        """Return the results as if measured under one threat model only; other stages have no evaluation."""
+        stages = (
+            replace(
+                stage, evaluations={name: found for name, found in stage.evaluations.items() if name == threat_model}
+            )
+            for stage in self.stages
+        )
+        return replace(self, threat_models=(threat_model,), stages=tuple(stages))
+
+    def each(self) -> "list[Results]":
+        """Return the results under each threat model, the primary one first."""
+        return [self.under(name) for name in self.threat_models]
 
     @property
     def attack_names(self) -> tuple[str, ...]:
@@ -126,8 +279,18 @@ class Results:
         return first + tuple(name for name in self.evaluated if name not in first)
 
     def parameters(self, strength: Strength, attack: str) -> Mapping[str, object]:
-        """Return an attack's parameters at one strength; empty if they were not recorded."""
-        return self.attacks.get(strength, {}).get(attack, {})
+        """Return an attack's parameters under the primary threat model at one strength; empty if not recorded."""
+        return self.attacks.get(self.primary, {}).get(strength, {}).get(attack, {})
+
+    @property
+    def trained_otherwise(self) -> tuple[str, ...]:
+        """The attacks that were trained with and evaluated, with other parameters than at strength paper."""
+        crafted = {} if self.crafting is None else self.crafting.attacks
+        return tuple(
+            name
+            for name, parameters in crafted.items()
+            if name in self.evaluated and parameters != self.parameters("paper", name)
+        )
 
     def differs(self, attack: str) -> bool:
         """Say whether the attack is another one at strength check than at strength paper."""

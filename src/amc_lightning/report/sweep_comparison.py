@@ -124,6 +124,20 @@ def choices(rows: Sequence[OrderRow]) -> list[Choice]:
     return found
 
 
+def has_several_orders(rows: Sequence[OrderRow]) -> bool:
+    """Say whether there are two orders of the same attacks, by the same defence and threat model: whether to choose.
+
+    In a sweep over systems there are none: each has one order, or attacks of its own.
+    """
+    orders: dict[tuple[str, str, tuple[str, ...]], set[tuple[str, ...]]] = {}
+    for row in rows:
+        for entry in row.by_seed.values():
+            if entry.results is not None:
+                kind = (entry.results.defence, entry.results.threat_model, tuple(sorted(row.order)))
+                orders.setdefault(kind, set()).add(row.order)
+    return any(len(found) > 1 for found in orders.values())
+
+
 def _attacked(row: OrderRow) -> int:
     """Return the number of attacked validation images behind a row, the least over its seeds."""
     counts = [_validated(entry) for entry in row.by_seed.values()]

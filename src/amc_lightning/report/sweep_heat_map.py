@@ -177,13 +177,13 @@ def _color(error: float) -> tuple[int, int, int]:
 
 def _title(rows: Sequence[OrderRow]) -> str:
     runs = [entry.results for row in rows for entry in row.by_seed.values() if entry.results is not None]
-    what = " or ".join(dict.fromkeys(f"{run.defence} on {run.dataset.name}" for run in runs))
+    what = " or ".join(dict.fromkeys(f"{run.defence} on {run.dataset.name}{wording.under(run)}" for run in runs))
     return f"Error rates after the last stage, by order of attacks: {what}"
 
 
 def _footnotes(rows: Sequence[OrderRow], choices: Sequence[Choice]) -> tuple[str, ...]:
-    runs = [entry.results for row in rows for entry in row.by_seed.values() if entry.results is not None]
-    last = [run.stages[-1].evaluation for run in runs]
+    found = [entry.last for row in rows for entry in row.by_seed.values()]
+    last = [stage.evaluation for stage in found if stage is not None]
     clean = _numbers(evaluation.clean.n for evaluation in last)
     attack = _numbers(rate.n for evaluation in last for rate in evaluation.check.values())
     attacked = _numbers(choice.rows for choice in choices) if choices else "0"

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from amc_lightning.report import sweep_wording, wording
 from amc_lightning.report.columns import Column
-from amc_lightning.report.markdown import markdown_table
-from amc_lightning.report.sweep_comparison import Choice, spread
+from amc_lightning.report.markdown_table import markdown_table
+from amc_lightning.report.sweep_comparison import Choice, has_several_orders, spread
 from amc_lightning.report.sweep_record import Entry, OrderRow, order_text
 
 
@@ -15,6 +15,7 @@ def sweep_text(
     rows: Sequence[OrderRow],
     choices: Sequence[Choice],
     figure: str | None,
+    black_box: Sequence[str] = (),
 ) -> str:
     """Return the summary as Markdown.
 
@@ -24,14 +25,16 @@ def sweep_text(
         rows: the measured jobs by order.
         choices: the comparisons of orders.
         figure: path of the heat map, relative to the summary; None where there is none.
+        black_box: the blocks of the section on black-box attacks; empty where there were none.
     """
     blocks = [f"# Sweep {_name(entries)}".rstrip(), f"{sweep_wording.counted(entries)}."]
     failed = [entry for entry in entries if entry.job.exit_status or entry.problem]
     if failed:
         lines = [f"- **{entry.job.title}**: {entry.job.message or entry.problem}" for entry in failed]
         blocks += ["## Failed", "\n".join(lines), sweep_wording.WHAT_TO_DO]
-    if rows:
+    if has_several_orders(rows):
         blocks += ["## Best order", *_best(rows, choices)]
+    blocks += black_box
     if figure is not None:
         blocks.append(f"![Heat map of the last stage's error rates by order and attack]({figure})")
     blocks += ["## Jobs: error rates of the last stage (%), lower is better", _jobs(entries, columns)]
@@ -85,7 +88,8 @@ def _cell(entry: Entry, column: Column) -> str:
 
 def _notes(entries: Sequence[Entry]) -> str:
     notes = [
-        "validation mean: what orders are chosen by; see above. In brackets: the 95 % interval (Wilson).",
+        "validation mean: of clean and attacked validation images; orders are chosen by it. In brackets: the 95 % "
+        "interval (Wilson).",
         *sweep_wording.notes(entries),
         "Where two intervals overlap, this table does not show that the rates differ.",
     ]
@@ -109,7 +113,8 @@ def _spread(rows: Sequence[OrderRow], columns: Sequence[Column]) -> Iterator[str
     if not lines:
         yield f"No order has been measured with two seeds or more. {sweep_wording.seeds_warning(1)}"
         return
-    yield "In each cell: mean +- standard deviation (of the sample), then least and most, over the seeds named."
+    said = "In each cell: mean +- standard deviation (of the sample), then least and most, over the seeds named."
+    yield f"{said} {sweep_wording.attacker_seed(rows)}".rstrip()
     fewest = min(len(row.seeds) for row in rows if len(row.seeds) > 1)
     if warning := sweep_wording.seeds_warning(fewest):
         yield f"**{warning}**"

@@ -73,8 +73,10 @@ class Entry:
 
     @property
     def last(self) -> Stage | None:
-        """The last stage, the one to deploy; None without results."""
-        return self.results.stages[-1] if self.results is not None else None
+        """The last stage, the one to deploy, under the primary threat model; None where it was not measured."""
+        if self.results is None or self.results.primary not in self.results.stages[-1].evaluations:
+            return None
+        return self.results.stages[-1]
 
     @property
     def status(self) -> str:

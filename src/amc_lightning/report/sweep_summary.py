@@ -1,4 +1,4 @@
-"""The summary of a sweep, written anew from the files of its jobs: summary.md, summary.json, figures/orders.png."""
+"""The summary of a sweep, written anew from the files of its jobs: summary.md, summary.json, pictures and tables."""
 
 import json
 import math
@@ -14,6 +14,9 @@ from amc_lightning.report.sweep_heat_map import OrderMap, draw_orders, order_map
 from amc_lightning.report.sweep_markdown import sweep_text
 from amc_lightning.report.sweep_reading import read_entries
 from amc_lightning.report.sweep_record import Entry, OrderRow
+from amc_lightning.report.table4 import black_box_tables
+from amc_lightning.report.table4_file import TABLE_4, write_table4
+from amc_lightning.report.table4_markdown import section
 from amc_lightning.results import write_whole
 
 SUMMARY_FILE = "summary.md"
@@ -50,7 +53,10 @@ def write_summary(folder: Path) -> Path | None:
             save_orders(draw_orders(picture), folder / ORDERS)
     data = {**_data(entries, shown, rows, found), "figure": figure}
     write_whole(folder / DATA_FILE, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
-    text = sweep_text(entries, shown, rows, found, None if picture is None else ORDERS)
+    tables = black_box_tables(entries)
+    write_table4(folder, tables)
+    black_box = list(section(tables, TABLE_4)) if tables else []
+    text = sweep_text(entries, shown, rows, found, None if picture is None else ORDERS, black_box)
     write_whole(folder / SUMMARY_FILE, text.encode())
     return folder / SUMMARY_FILE
 

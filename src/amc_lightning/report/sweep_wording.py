@@ -78,6 +78,17 @@ def seeds_warning(count: int) -> str:
     return f"With fewer than {LEAST_SEEDS} seeds, a spread means little."
 
 
+def attacker_seed(rows: Sequence[OrderRow]) -> str:
+    """Say that a spread over seeds is none over attackers; empty where nothing was measured under a black box."""
+    runs = [entry.results for row in rows for entry in row.by_seed.values()]
+    if not any(run is not None and run.interfaces for run in runs):
+        return ""
+    return (
+        "Under a black-box threat model P'' has one seed (evaluation.seed) whatever the seed of the run: this spread "
+        "leaves out the attacker's, how much errors vary with the training of P''."
+    )
+
+
 def notes(entries: Sequence[Entry]) -> Iterator[str]:
     """Yield what the columns are, each sentence once; jobs that were measured differently have one each."""
     shown = [
@@ -85,5 +96,8 @@ def notes(entries: Sequence[Entry]) -> Iterator[str]:
         for entry in entries
         if entry.results is not None
     ]
+    primaries = dict.fromkeys(results.primary for results in shown)
+    if list(primaries) != [wording.WHITE_BOX]:
+        yield f"Errors are those under {' or '.join(primaries)}, the first threat model that a job was measured under."
     for say in (wording.splits, wording.strengths, wording.summaries):
         yield from dict.fromkeys(text for results in shown if (text := say(results)))

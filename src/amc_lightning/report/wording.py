@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from amc_lightning.report.columns import budget_text, stronger
 from amc_lightning.report.record import Rate, Results, Stage
 
+WHITE_BOX = "white_box"
 INTERVAL = "95 % interval (Wilson; of a mean over attacks: normal, over rows)"
 
 
@@ -36,13 +37,23 @@ def interval(rate: Rate) -> str:
 
 def headline(results: Results) -> str:
     """Return what the table is of: "Error rates (%), lower is better: amc on digits"."""
-    return f"Error rates (%), lower is better: {results.defence} on {results.dataset.name}"
+    return f"Error rates (%), lower is better: {results.defence} on {results.dataset.name}{under(results)}"
+
+
+def under(results: Results) -> str:
+    """Return " under black_box_label", to be put behind a title; empty for a white box that nothing stands beside."""
+    return f" under {results.primary}" if is_named(results) else ""
+
+
+def is_named(results: Results) -> bool:
+    """Say whether a title has to name the primary threat model: it is no white box, or there are others."""
+    return results.primary != WHITE_BOX or bool(results.interfaces)
 
 
 def splits(results: Results) -> str:
     """Say which split each column is measured on, with its size."""
-    clean = _sizes(stage.evaluation.clean.n for stage in results.stages)
-    attack = _sizes(rate.n for stage in results.stages for rate in stage.evaluation.check.values())
+    clean = _sizes(stage.evaluation.clean.n for stage in results.measured)
+    attack = _sizes(rate.n for stage in results.measured for rate in stage.evaluation.check.values())
     return f"clean: test split, n = {clean}. Attacks, mean, worst: attack split, n = {attack}."
 
 
@@ -59,9 +70,10 @@ def strengths(results: Results) -> str:
     if not names:
         return "paper and check are the same attacks here, so none of these rates may be called robust."
     rest = "" if len(names) == len(results.attack_names) else "; the other attacks are the same in both"
+    whom = ", and against this attacker only" if results.is_black_box else ""
     return (
         f"paper: attacks of the preset '{results.preset}'. check: a stronger {_listed(names)}{rest}. "
-        "Only check may be called robust."
+        f"Only check may be called robust{whom}."
     )
 
 
@@ -78,12 +90,12 @@ def summaries(results: Results) -> str:
 
 
 def not_shown(results: Results) -> str:
-    """Say in one line what the table does not show."""
+    """Say in one line what the tables under all threat models together do not show."""
     attacks = "any attack"
     if results.attack_names:
-        attacks = " or ".join([*_kinds_not_shown(results), f"any attack but {_listed(results.attack_names)}"])
+        attacks = ", or ".join([_kinds_not_shown(results), f"any attack but {_listed(results.attack_names)}"])
     text = f"Not shown: other seeds (one run, seed {results.seed}); {attacks}."
-    for name, (norm, radius) in results.budget.items():
+    for name, (norm, radius) in results.budget.items() if _has_white_box(results) else ():
         text += f" {name} without limit is a search that can fool any model; its error at {budget_text(norm, radius)} "
         text += "is a lower bound."
     return text
@@ -93,7 +105,7 @@ def without_gradient(results: Results) -> str:
     """Say which attacks had rows that gave them no gradient; empty where none had."""
     found = [
         f"{stage.label} under {name} ({strength}) {rate.zero_gradient} of {rate.n}"
-        for stage in results.stages
+        for stage in results.measured
         for strength in ("paper", "check")
         for name, rate in stage.rates(strength).items()
         if rate.zero_gradient and (strength == "paper" or results.differs(name))
@@ -101,6 +113,33 @@ def without_gradient(results: Results) -> str:
     if not found:
         return ""
     return f"Rows without a gradient, which were not attacked; that they are right shows nothing: {_listed(found)}."
+
+
+def crafted_with(results: Results) -> str:
+    """Say which parameters the examples of training were crafted with.
+
+    For example: ``the parameters of the white-box column of Table 1``.
+    """
+    if not results.order:
+        return "none were made"
+    if results.crafting is None:
+        return "not recorded"
+    of = "Table 1" if results.preset == "paper" else f"the preset '{results.preset}'"
+    return f"the parameters of the {results.crafting.column.replace('_', '-')} column of {of}"
+
+
+def rows_text(found: Sequence[str], every: Sequence[str], all_of_them: str = "all hardened rows") -> str:
+    """Name some rows of a table, in short if it is all of them; a name with a comma in it is put in quotes.
+
+    Example:
+        >>> rows_text(["AT[P] eap", "AMC, local proxy"], ["AT[P] eap", "AT[P] pgm", "AMC, local proxy"])
+        "AT[P] eap, 'AMC, local proxy'"
+        >>> rows_text(["1 fgsm", "2 vap"], ["1 fgsm", "2 vap"])
+        'all hardened rows'
+    """
+    if len(found) > 1 and set(found) == set(every):
+        return all_of_them
+    return _listed([f"'{name}'" if ", " in name else name for name in dict.fromkeys(found)])
 
 
 def data_warning(results: Results) -> str | None:
@@ -123,9 +162,9 @@ def summary_line(results: Results) -> str:
     For example: ``Worst case (check): 100.0 % (M0) -> 41.4 % (4 pgm), 95 % interval 33.6-49.7, n = 140; clean: 2.9 %
     -> 3.4 %, 95 % interval 2.0-5.9, n = 350.``
     """
-    if not results.stages:
+    if not results.measured:
         return f"No stage has been measured ({results.status})."
-    first, last = results.stages[0], results.stages[-1]
+    first, last = results.measured[0], results.measured[-1]
     clean = last.evaluation.clean
     change = _change(first, last, first.evaluation.clean, clean, named=False)
     text = f"clean: {change}, 95 % interval {interval(clean)}, n = {clean.n}."
@@ -143,14 +182,21 @@ def _change(first: Stage, last: Stage, before: Rate, after: Rate, *, named: bool
     return f"{percent(before.error)} %" + (f" ({first.label})" if named else "") + f" -> {tail}"
 
 
-def _kinds_not_shown(results: Results) -> list[str]:
+def _kinds_not_shown(results: Results) -> str:
     """Name the kinds of attack of which none ran; a search by queries alone is gradient-free and black-box at once."""
-    names, white_box = results.attack_names, results.threat_model == "white_box"
-    if any(name in ("square", "autoattack") or "n_queries" in results.parameters("paper", name) for name in names):
-        return ["attacks transferred from another model,"] if white_box else []
+    names, black_box = results.attack_names, bool(results.interfaces)
+    if not _has_white_box(results):
+        return "attacks with the model's own gradients, searches by queries to the model itself"
+    queried = (name in ("square", "autoattack") or "n_queries" in results.parameters("paper", name) for name in names)
+    if any(queried):
+        return "searches by queries through an interface" if black_box else "attacks transferred from another model"
     if "noise" in names:
-        return [f"{'black-box attacks and ' if white_box else ''}gradient-free searches,"]
-    return [f"{'black-box and ' if white_box else ''}gradient-free attacks,"]
+        return "gradient-free searches" if black_box else "black-box attacks and gradient-free searches"
+    return "gradient-free attacks" if black_box else "black-box and gradient-free attacks"
+
+
+def _has_white_box(results: Results) -> bool:
+    return any(name not in results.interfaces for name in results.threat_models)
 
 
 def _sizes(values: Iterable[int]) -> str:
