@@ -50,17 +50,33 @@ MAY_IMPORT = {
     "deploy": {"config", "errors", "transfer"},
     "build": {"attacks", "config", "data", "errors"},
     "stages": {"config", "mixer", "seeding"},
-    "recipe": {"attacks", "config", "entry", "errors", "stages"},
+    "recipe": {"attacks", "config", "entry", "errors"},
     "checkpoint": {"data", "plan", "results"},
     "train": FOUNDATION | {
-        "attacks", "checkpoint", "config", "data", "evaluate", "keep", "mixer", "plan", "progress", "stage", "stages",
-        "transfer",
+        "attacks", "checkpoint", "config", "data", "evaluate", "fit", "mixer", "plan", "stage", "stages",
     },
-    "cascade": {"checkpoint", "entry", "errors", "recipe", "results", "stages", "store", "train", "transfer"},
-    "measure": {"attacks", "cascade", "config", "data", "entry", "errors", "evaluate", "recipe", "store"},
+    "threat": {"errors"},  # an adversary's interface knows nothing of the method
+    "proxy": {"stage"},
+    "proxy_recipe": {"attacks", "config", "entry", "recipe", "seeding", "stages"},
+    "stage_recipe": {"attacks", "config", "entry", "errors", "proxy_recipe", "recipe", "stages"},
+    "fit": FOUNDATION | {"attacks", "checkpoint", "config", "data", "keep", "plan", "progress", "stage", "transfer"},
+    "proxies": FOUNDATION | {
+        "attacks", "config", "data", "entry", "fit", "mixer", "plan", "proxy", "proxy_recipe", "results", "store",
+        "threat", "transfer",
+    },
+    "cascade": {
+        "checkpoint", "entry", "errors", "proxies", "results", "stage_recipe", "stages", "store", "train", "transfer",
+    },
+    "measure": {
+        "attacks", "cascade", "config", "data", "entry", "errors", "evaluate", "outcome", "proxies", "proxy_recipe",
+        "recipe", "stage_recipe", "stages", "store",
+    },
+    "outcome": {"entry", "errors", "evaluate"},
+    "planning": {"attacks", "cascade", "measure", "plan", "proxy_recipe", "stages"},
     "run": {
-        "__init__", "attacks", "build", "cascade", "config", "data", "entry", "errors", "measure", "model_check",
-        "plan", "recipe", "report", "results", "stages", "store", "tracking", "train",
+        "__init__", "attacks", "build", "cascade", "config", "data", "entry", "errors", "fit", "measure", "model_check",
+        "planning", "proxies", "proxy_recipe", "report", "results", "stage_recipe", "stages", "store", "tracking",
+        "train",
     },
 }  # fmt: skip
 # Where a package of others may be named, at most.

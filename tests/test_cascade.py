@@ -23,7 +23,7 @@ from amc_lightning.data.images import Images, Source
 from amc_lightning.errors import StageStoppedError, TrainingDivergedError, UserError
 from amc_lightning.evaluate import attack_rows, predict
 from amc_lightning.plan import probe, stage_cost
-from amc_lightning.recipe import stage_recipes
+from amc_lightning.stage_recipe import stage_recipes
 from amc_lightning.stages import shares_of, stages_of
 from amc_lightning.store import Store
 from amc_lightning.train import StageTrainer
@@ -354,8 +354,8 @@ def test_the_learning_rate_follows_the_schedule_from_its_start_in_every_stage(sh
         "schedule.milestones=[2]",
     )
     for stage in stages_of(cascade.config):
-        optimizer = cascade.trainer.optimizer(ToyNet().parameters())
-        schedule = cascade.trainer._schedule(stage)(optimizer, 12)
+        optimizer = cascade.trainer.fitter.optimizer(ToyNet().parameters())
+        schedule = cascade.trainer.fitter.schedule(stage.epochs)(optimizer, 12)
         rates = []
         for _ in range(12):
             rates.append(optimizer.param_groups[0]["lr"])

@@ -21,7 +21,8 @@ from amc_lightning.config import CONF_DIR, read, register
 from amc_lightning.entry import canonical, key_of
 from amc_lightning.errors import UserError
 from amc_lightning.models import LeNet
-from amc_lightning.recipe import component, outcome_recipe, source_of, stage_recipes
+from amc_lightning.recipe import component, outcome_recipe, source_of
+from amc_lightning.stage_recipe import stage_recipes
 from tests.disks import ROOT
 from tests.test_cascade import TOY, toy_cascade
 
@@ -67,7 +68,7 @@ def recipes_of(config):
     data = load_data(config).prepare()
     attacks = build_attacks(config, config.cascade.order, config.cascade.craft_params, execution=execution(config))
     prints = {name: data.fingerprint_of(name) for name in ("train", "validation")}
-    return stage_recipes(config, attacks, **prints)
+    return [planned.recipe for planned in stage_recipes(config, attacks, **prints)]
 
 
 def changed(one, other):

@@ -18,7 +18,7 @@ from amc_lightning import evaluate
 from amc_lightning.checkpoint import MetricRows
 from amc_lightning.entry import key_of
 from amc_lightning.errors import UserError
-from amc_lightning.measure import OUTCOME
+from amc_lightning.outcome import OUTCOME
 from amc_lightning.store import Store
 from amc_lightning.train import StageTrainer
 from amc_lightning.transfer import WEIGHTS
@@ -237,7 +237,7 @@ def test_a_further_attack_is_all_that_is_measured(finished, store, trained, atta
     assert trained == []
     assert attacked == ["pgm"] * 4  # two stages, two strengths
     for new, old in zip(stages_of(tmp_path / "run"), stages_of(finished / "run"), strict=True):
-        assert new["evaluation"]["paper"]["fgsm"] == old["evaluation"]["paper"]["fgsm"]
+        assert new["evaluations"]["white_box"]["paper"]["fgsm"] == old["evaluations"]["white_box"]["paper"]["fgsm"]
 
 
 @pytest.mark.parametrize("setting", ["evaluation.limit=5", "evaluation.seed=1"])
@@ -246,7 +246,9 @@ def test_other_rows_or_noise_are_measured_anew_on_the_same_stages(setting, store
     assert done.status == 0, done.err
     assert trained == []
     assert attacked == ["fgsm", "fgsm"]
-    assert read(tmp_path / "run")["stages"][0]["evaluation"]["paper"]["fgsm"]["n"] == (5 if "limit" in setting else 12)
+    assert read(tmp_path / "run")["stages"][0]["evaluations"]["white_box"]["paper"]["fgsm"]["n"] == (
+        5 if "limit" in setting else 12
+    )
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------

@@ -174,10 +174,10 @@ def test_results_say_what_was_run_on_what_with_what(smoke):
     assert results["dataset"]["verified"] is True
     assert re.fullmatch("[0-9a-f]{64}", results["dataset"]["fingerprint"])
     assert results["budget"] == {"eap": {"norm": "l1", "radius": 10.0}}
-    assert results["attacks"]["paper"]["pgm"]["nb_iter"] == 15
-    assert results["attacks"]["check"]["pgm"]["nb_iter"] == 40
-    assert results["attacks"]["check"]["pgm"]["eps_iter"] == pytest.approx(2.5 * 0.3 / 40)
-    assert results["attacks"]["check"]["pgm"]["compact"] is True
+    assert results["attacks"]["white_box"]["paper"]["pgm"]["nb_iter"] == 15
+    assert results["attacks"]["white_box"]["check"]["pgm"]["nb_iter"] == 40
+    assert results["attacks"]["white_box"]["check"]["pgm"]["eps_iter"] == pytest.approx(2.5 * 0.3 / 40)
+    assert results["attacks"]["white_box"]["check"]["pgm"]["compact"] is True
     assert results["versions"]["torch"] == torch.__version__.split("+")[0] or results["versions"]["torch"]
 
 
@@ -204,7 +204,7 @@ def test_every_number_of_results_json_can_be_computed_from_the_rows(smoke):
     assert len(rows["labels/attack"]) == 30
     for stage in results["stages"]:
         own = {name.partition("/")[2]: values for name, values in rows.items() if name.startswith(f"{stage['index']}/")}
-        evaluation = stage["evaluation"]
+        evaluation = stage["evaluations"]["white_box"]
 
         def agrees(rate, wrong):
             assert (rate["n"], rate["wrong"]) == (len(wrong), int(wrong.sum()))
@@ -293,7 +293,7 @@ def test_the_report_shows_its_figures_and_numbers(smoke):
     for name in re.findall(r"\]\((figures/[^)]+)\)", report):
         assert (folder / name).is_file()
     assert "figures/examples.png" in report
-    last = read(folder)["stages"][-1]["evaluation"]
+    last = read(folder)["stages"][-1]["evaluations"]["white_box"]
     assert f"{last['check']['worst']['error']:.1f}" in report
 
 
@@ -310,7 +310,7 @@ def test_the_loaded_network_makes_exactly_the_errors_on_record(smoke):
             net = load(folder, stage=index)
             wrong = (predict(net, images, batch_size=512) != labels).numpy()
             assert np.array_equal(wrong, rows[f"{index}/clean/test/wrong"])
-            assert 100 * wrong.mean() == read(folder)["stages"][index]["evaluation"]["clean"]["error"]
+            assert 100 * wrong.mean() == read(folder)["stages"][index]["evaluations"]["white_box"]["clean"]["error"]
 
 
 def test_the_last_stage_is_the_one_to_deploy(smoke):
@@ -449,7 +449,7 @@ def test_a_users_attack_is_one_file_in_a_folder_of_his_own_used_from_anywhere(tm
     assert results["status"] == "finished"
     assert results["stages"][1]["name"] == "mine"
     assert results["stages"][1]["rows"] == {"mine": 36}
-    assert results["attacks"]["paper"]["mine"] == {"eps": 0.05}
+    assert results["attacks"]["white_box"]["paper"]["mine"] == {"eps": 0.05}
     assert str(folder.relative_to(cwd)) in done.out
     assert os.listdir(cwd) == ["outputs"]
 
@@ -467,7 +467,7 @@ def test_start_from_hardens_a_trained_model(tmp_path):
 def test_an_attack_outside_the_order_can_be_evaluated(tmp_path):
     done = door(*SMALL, "evaluation.attacks=[torchattacks_pgd,vap]", f"hydra.run.dir={tmp_path}")
     assert done.status == 0, done.err
-    rates = read(tmp_path)["stages"][1]["evaluation"]["paper"]
+    rates = read(tmp_path)["stages"][1]["evaluations"]["white_box"]["paper"]
     assert list(rates) == ["clean", "torchattacks_pgd", "vap", "mean", "worst"]
 
 
@@ -475,7 +475,7 @@ def test_an_attack_outside_the_order_can_be_evaluated(tmp_path):
 def test_the_gallery_may_be_larger_than_what_is_attacked_or_empty(limit, gallery, kept, tmp_path):
     done = door(*SMALL, f"evaluation.limit={limit}", f"evaluation.gallery={gallery}", f"hydra.run.dir={tmp_path}")
     assert done.status == 0, done.err
-    assert read(tmp_path)["stages"][0]["evaluation"]["paper"]["fgsm"]["n"] == min(limit, 12)
+    assert read(tmp_path)["stages"][0]["evaluations"]["white_box"]["paper"]["fgsm"]["n"] == min(limit, 12)
     with np.load(tmp_path / "gallery.npz", allow_pickle=False) as arrays:
         assert {name: len(arrays[name]) for name in arrays.files} == dict.fromkeys(arrays.files, kept)
 
@@ -484,7 +484,7 @@ def test_a_run_may_be_measured_on_clean_images_alone(tmp_path):
     done = door(*SMALL, "defence=undefended", "cascade.order=[]", "evaluation.attacks=[]", f"hydra.run.dir={tmp_path}")
     assert done.status == 0, done.err
     (stage,) = read(tmp_path)["stages"]
-    assert list(stage["evaluation"]["check"]) == ["clean"]
+    assert list(stage["evaluations"]["white_box"]["check"]) == ["clean"]
     assert "nothing here says how robust a model is" in " ".join(done.out.split())
 
 

@@ -164,7 +164,7 @@ def test_the_summary_has_the_numbers_of_the_jobs(sweep):
     folder, _ = sweep
     assert [job[3] for job in jobs(folder)] == ["finished"] * 4
     for job in summary(folder)["jobs"]:
-        last = read(folder / job["folder"])["stages"][-1]["evaluation"]
+        last = read(folder / job["folder"])["stages"][-1]["evaluations"]["white_box"]
         assert job["errors"]["clean"]["error"] == last["clean"]["error"]
         for key, rate in job["errors"].items():
             strength, _, name = key.partition("/")

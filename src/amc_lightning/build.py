@@ -1,6 +1,6 @@
 """From a checked configuration to the objects of a run: device, dataset, attacks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 
 from amc_lightning.attacks import PLAIN, Execution, GuardedAttack, build
 from amc_lightning.config import Config, refuse_unfit, resolve_target
-from amc_lightning.data import ImageData
+from amc_lightning.data import ImageData, ProxyData, Source
 from amc_lightning.errors import UserError
 
 
@@ -42,21 +42,56 @@ def pick_device(accelerator: str, precision: str = "32-true") -> torch.device:
 def load_data(config: Config) -> ImageData:
     """Return the dataset of a configuration, not read yet."""
     settings = asdict(config.dataset)
-    source = settings.pop("source")
-    function = resolve_target(source, key="dataset.source")
-    arguments = {name: value for name, value in source.items() if name != "_target_"}
-    given = {**arguments, "root": None, "trust_files": False, "split_seed": 0}
-    refuse_unfit(function, given, key="dataset.source")
-    return ImageData(
-        **settings, source=partial(function, **arguments), batch_size=config.schedule.batch_size, seed=config.seed
-    )
+    del settings["proxy"]
+    source = _bound(settings.pop("source"), ("root", "trust_files", "split_seed"), key="dataset.source")
+    return ImageData(**settings, source=source, batch_size=config.schedule.batch_size, seed=config.seed)
 
 
-def execution(config: Config) -> Execution:
-    """Return how attacks make their passes; ``auto`` is fast for the networks of this package, plain for others."""
+def load_proxy_data(config: Config, data: ImageData, device: torch.device) -> ProxyData:
+    """Return the images that proxies of a configuration are trained on, not read yet.
+
+    Args:
+        config: the checked configuration.
+        data: the target's own images, which are kept out of them.
+        device: where images are generated.
+
+    Raises:
+        UserError: if the dataset does not say where they come from.
+    """
+    settings = asdict(config.dataset.proxy)
+    node = settings.pop("source")
+    if node is None:
+        raise UserError(
+            "dataset.proxy.source",
+            None,
+            "is not set, but a threat model with an interface needs images for queries",
+            "a function of amc_lightning.data.proxy, or one of yours",
+            "Add proxy: {source: {_target_: ...}} to the dataset's YAML, or use threat_model=white_box.",
+        )
+    given = ("root", "trust_files", "seed", "count", "target", "class_names", "device")
+    return ProxyData(**settings, source=_bound(node, given, key="dataset.proxy.source"), data=data, device=device)
+
+
+def _bound(node: Mapping[str, Any], given: Sequence[str], *, key: str) -> Callable[..., Source]:
+    """Return the function of a ``_target_`` node with its arguments; ``given`` are those it gets when called."""
+    function = resolve_target(node, key=key)
+    arguments = {name: value for name, value in node.items() if name != "_target_"}
+    refuse_unfit(function, {**arguments, **dict.fromkeys(given)}, key=key)
+    return partial(function, **arguments)
+
+
+def execution(config: Config, *proxies: str) -> Execution:
+    """Return how attacks make their passes; ``auto`` is fast for the networks of this package, plain for others.
+
+    Args:
+        config: the configuration.
+        proxies: architectures of proxies that are attacked as well; with none, it is the target alone.
+    """
     choice = config.trainer.crafting
     if choice == "auto":
-        choice = "fast" if str(config.model.get("_target_", "")).startswith("amc_lightning.models.") else "plain"
+        nodes = [config.model, *(config.models[name] for name in proxies)]
+        ours = all(str(node.get("_target_", "")).startswith("amc_lightning.models.") for node in nodes)
+        choice = "fast" if ours else "plain"
     return Execution(fast=choice != "plain", bf16=choice == "fast_bf16")
 
 
@@ -73,7 +108,7 @@ def build_attacks(
     Args:
         config: the configuration.
         names: which attacks.
-        column: "white_box" or "black_box".
+        column: "white_box" or "black_box", or "black_box_training" for what crafts training examples under the latter.
         changes: parameters that replace those of the column, by attack.
         execution: how passes through the model are made.
 
@@ -81,6 +116,8 @@ def build_attacks(
         UserError: for a parameter the attack does not take, or a value out of range.
     """
     table = config.attack_params.get(column, {})
+    if column == "black_box_training":
+        table = {**config.attack_params.get("black_box", {}), **table}
     return {
         name: build(
             name,
@@ -92,3 +129,32 @@ def build_attacks(
         )
         for name in names
     }
+
+
+def training_attacks(config: Config) -> dict[str, GuardedAttack]:
+    """Return the attacks of the order as training examples are crafted, by name."""
+    column = config.cascade.craft_params
+    proxies = [config.proxy.architecture] if config.threat_model.interface is not None else []
+    return build_attacks(
+        config,
+        config.cascade.order,
+        "black_box_training" if column == "black_box" else column,
+        execution=execution(config, *proxies),
+    )
+
+
+def evaluation_attacks(config: Config) -> dict[str, dict[str, dict[str, GuardedAttack]]]:
+    """Return what models are measured with, by threat model, strength (``paper``, ``check``) and name."""
+    found = {}
+    for name in config.evaluation.threat_models:
+        model = config.threat_models[name]
+        column = config.evaluation.params or model.params
+        black_box = model.interface is not None
+        proxies = config.evaluation.proxies if black_box else []
+        measured = Execution(fast=execution(config, *proxies).fast)  # what is measured is never left to bfloat16
+        changes = {"paper": None, "check": config.evaluation.check_black_box if black_box else config.evaluation.check}
+        found[name] = {
+            strength: build_attacks(config, config.evaluation.attacks, column, change, execution=measured)
+            for strength, change in changes.items()
+        }
+    return found

@@ -10,6 +10,9 @@ from amc_lightning.errors import UserError
 from amc_lightning.ranges import check_budget, check_ranges
 from amc_lightning.schema import CascadeConfig, Config
 
+COLUMNS = ("white_box", "black_box")
+"""The columns of the paper's Table 1."""
+
 
 def check(config: Config, *, known_attacks: Sequence[str]) -> None:
     """Refuse the first value that is out of range, unknown, or does not go with the others.
@@ -38,7 +41,7 @@ def check(config: Config, *, known_attacks: Sequence[str]) -> None:
         if len(set(names)) != len(names):
             raise UserError(key, names, "names an attack twice", "each attack at most once", f"Remove one from {key}.")
     _check_defence(config)
-    _choice("threat_model.name", config.threat_model.name, ("white_box",))
+    _check_threat_models(config)
     _number("seed", config.seed, 0)
     _number("dataset.split_seed", config.dataset.split_seed, 0)
     _number("evaluation.seed", evaluation.seed, 0)
@@ -71,8 +74,10 @@ def check(config: Config, *, known_attacks: Sequence[str]) -> None:
     _choice("cascade.transfer", cascade.transfer, ("parent", "none"))
     _choice("cascade.pick", cascade.pick, ("last", "best"))
     _choice("cascade.label", cascade.label, ("true", "predicted"))
-    _choice("cascade.craft_params", cascade.craft_params, ("white_box", "black_box"))
-    _choice("evaluation.params", evaluation.params, ("white_box", "black_box"))
+    _choice("cascade.craft_params", cascade.craft_params, COLUMNS)
+    if evaluation.params is not None:
+        _choice("evaluation.params", evaluation.params, COLUMNS)
+    _choice("evaluation.stages", evaluation.stages, ("all", "ends"))
     _choice("schedule.shape", schedule.shape, ("one_cycle", "steps", "constant"))
     _number("store.checkpoint_minutes", config.store.checkpoint_minutes, 0, open_low=True)
     _choice("task.name", config.task.name, ("run", "store"))
@@ -99,10 +104,54 @@ def check(config: Config, *, known_attacks: Sequence[str]) -> None:
     ):
         if value is not None:
             _number(key, value, 1)
-    for name in evaluation.check:
-        _choice("evaluation.check", name, known)
+    for key, changes in (("check", evaluation.check), ("check_black_box", evaluation.check_black_box)):
+        for name in changes:
+            _choice(f"evaluation.{key}", name, known)
     _check_attacks(config, known)
     _check_budgets(config)
+
+
+def _check_threat_models(config: Config) -> None:
+    names = config.evaluation.threat_models
+    if not names or len(set(names)) != len(names):
+        raise UserError(
+            "evaluation.threat_models",
+            names,
+            "names none, or one twice",
+            "each threat model once, such as [white_box,black_box_label]",
+            "Correct evaluation.threat_models.",
+        )
+    for name, model in config.threat_models.items():
+        key = "threat_model" if name == config.threat_model.name else f"threat_models.{name}"
+        if (name == "white_box") != (model.interface is None):
+            raise UserError(
+                f"{key}.interface",
+                model.interface,
+                f"is not what {name} means",
+                "none for white_box, the _target_ of an interface for others",
+                f"Choose another threat model, or leave {key}.interface as it is.",
+            )
+        _choice(f"{key}.params", model.params, COLUMNS)
+        if model.budget is not None:
+            _number(f"{key}.budget", model.budget, 1)
+    if all(model.interface is None for model in config.threat_models.values()):
+        return
+    _number("proxy.epochs", config.proxy.epochs, 1)
+    _number("proxy.peak_lr", config.proxy.peak_lr, 0, open_low=True)
+    _number("proxy.alpha", config.proxy.alpha, 0, 1)
+    _number("proxy.batch_size", config.proxy.batch_size, 1)
+    _number("proxy.fine_tune_epochs", config.proxy.fine_tune_epochs, 1)
+    _number("dataset.proxy.seed", config.dataset.proxy.seed, 0)
+    if config.dataset.proxy.limit is not None:
+        _number("dataset.proxy.limit", config.dataset.proxy.limit, 2)
+    if not config.evaluation.proxies or len(set(config.evaluation.proxies)) != len(config.evaluation.proxies):
+        raise UserError(
+            "evaluation.proxies",
+            config.evaluation.proxies,
+            "names none, or one twice",
+            "each architecture once, such as [proxy_cnn,lenet]",
+            "Correct evaluation.proxies.",
+        )
 
 
 def _check_attacks(config: Config, known: Sequence[str]) -> None:
@@ -112,7 +161,7 @@ def _check_attacks(config: Config, known: Sequence[str]) -> None:
             allowed = "keys and values, as in conf/attack/pgm.yaml"
             raise UserError(f"attacks.{name}", spec, "is not an attack", allowed, f"Correct attacks.{name}.")
     for column, table in config.attack_params.items():
-        _choice("attack_params", column, ("white_box", "black_box"))
+        _choice("attack_params", column, (*COLUMNS, "black_box_training"))
         for name, params in _mapping(table, f"attack_params.{column}", "attacks and their parameters").items():
             _choice(f"attack_params.{column}", name, known)
             _check_values(config, name, {}, {} if params is None else params, key=f"attack_params.{column}.{name}")
@@ -122,10 +171,14 @@ def _check_attacks(config: Config, known: Sequence[str]) -> None:
         own = _mapping(config.attacks[name].get("params", {}), key, "parameters, such as {eps: 0.1}")
         under = {"norm": None} if "norm" in replaced else {}  # a radius is in the norm that replaces this one
         _check_values(config, name, under, {entry: own[entry] for entry in own if entry not in replaced}, key=key)
-    used = config.attack_params.get(config.evaluation.params, {})
-    for name, params in config.evaluation.check.items():
-        under = used.get(name) or {}
-        _check_values(config, name, under, {} if params is None else params, key=f"evaluation.check.{name}")
+    for key, black_box in (("check", False), ("check_black_box", True)):
+        for model in config.threat_models.values():
+            if (model.interface is not None) != black_box:
+                continue
+            used = config.attack_params.get(config.evaluation.params or model.params, {})
+            for name, params in getattr(config.evaluation, key).items():
+                under, given = used.get(name) or {}, {} if params is None else params
+                _check_values(config, name, under, given, key=f"evaluation.{key}.{name}")
 
 
 def _check_values(config: Config, name: str, under: Mapping[str, object], params: object, *, key: str) -> None:

@@ -1,7 +1,8 @@
 """From what Hydra composed to plain, checked objects. Nothing behind this module sees a ``DictConfig``."""
 
+import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from pkgutil import resolve_name
@@ -14,9 +15,19 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from amc_lightning.checks import check
 from amc_lightning.errors import UserError
 from amc_lightning.explain import refuse_unknown_keys
-from amc_lightning.schema import CONF_DIR, CascadeConfig, Config, register
+from amc_lightning.schema import CONF_DIR, CascadeConfig, Config, ThreatModelConfig, register
 
-__all__ = ["CONF_DIR", "Config", "exact_shares", "instantiate", "read", "register", "resolve_target", "stage_epochs"]
+__all__ = [
+    "CONF_DIR",
+    "Config",
+    "ThreatModelConfig",
+    "exact_shares",
+    "instantiate",
+    "read",
+    "register",
+    "resolve_target",
+    "stage_epochs",
+]
 
 
 def read(cfg: DictConfig) -> Config:
@@ -24,10 +35,10 @@ def read(cfg: DictConfig) -> Config:
 
     Attacks named in the order or the evaluation but not composed are looked up as ``attack/<name>.yaml`` along
     Hydra's search path, so that a new attack is one file. Of an attack given in part, without a ``_target_``, the
-    file gives the rest.
+    file gives the rest. The same holds for the threat models of the evaluation and the architectures of proxies.
 
     Args:
-        cfg: what Hydra composed; left as it is, except that attacks found by name are added or completed.
+        cfg: what Hydra composed; left as it is, except that what is found by name is added or completed.
 
     Returns:
         The configuration; every number checked, every name known.
@@ -37,12 +48,15 @@ def read(cfg: DictConfig) -> Config:
     """
     refuse_unknown_keys(cfg)
     _check_given(cfg)
-    files = _known_attacks()
+    files = _known("attack")
     with open_dict(cfg):
         for name in dict.fromkeys([*cfg.attacks, *_named(cfg)]):
             given = cfg.attacks.get(name, {})
             if name in files and isinstance(given, DictConfig | dict) and "_target_" not in given:
-                cfg.attacks[name] = OmegaConf.merge(_read_attack(files[name]), given)
+                cfg.attacks[name] = OmegaConf.merge(_read_choice(files[name], "an attack", "attack/pgm"), given)
+        _complete_threat_models(cfg)
+        if any(cfg.threat_models[name].interface is not None for name in cfg.threat_models):
+            _complete_models(cfg)
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     check(config, known_attacks=sorted(set(files) | set(config.attacks)))
@@ -149,27 +163,101 @@ def _named(cfg: DictConfig) -> list[str]:
     return [str(name) for node, key in lists if not OmegaConf.is_missing(node, key) for name in node[key]]
 
 
-def _read_attack(path: Path) -> dict[str, Any]:
+def _complete_threat_models(cfg: DictConfig) -> None:
+    """Put every threat model that hardens or measures under its name: the composed one, or ``threat_model/<name>``."""
+    files = _known("threat_model")
+    own = str(cfg.threat_model.name)
+    if own not in files:  # a name stands in every table, so nobody gives one by the way
+        raise _unknown("threat_model.name", own, sorted(files), "threat_model")
+    wanted = dict.fromkeys([own, *map(str, cfg.evaluation.threat_models)])
+    for name in cfg.threat_models:
+        if name not in wanted:
+            raise UserError(
+                f"threat_models.{name}",
+                dict(cfg.threat_models[name]),
+                "is set, but nothing is hardened or measured under it",
+                f"used: {', '.join(wanted)}",
+                "Add it to evaluation.threat_models, or remove it.",
+            )
+    for name in wanted:
+        given = cfg.threat_models.get(name, {})
+        if name == own:
+            under: Any = cfg.threat_model
+        elif name in files:
+            under = _read_choice(files[name], "a threat model", "threat_model/black_box_label")
+        else:
+            raise _unknown("evaluation.threat_models", name, sorted({*files, own}), "threat_model")
+        cfg.threat_models[name] = OmegaConf.merge(OmegaConf.structured(ThreatModelConfig), under, given)
+        if name == own:
+            cfg.threat_model = cfg.threat_models[name]
+        if cfg.threat_models[name].name != name:
+            raise UserError(
+                f"threat_models.{name}.name",
+                str(cfg.threat_models[name].name),
+                "is another name",
+                "the file's own name",
+                f"Correct threat_model/{name}.yaml.",
+            )
+
+
+def _complete_models(cfg: DictConfig) -> None:
+    """Put every architecture of a proxy under its name: what was given, or ``model/<name>``."""
+    files = _known("model")
+    for key, names in (
+        ("proxy.architecture", [cfg.proxy.architecture]),
+        ("evaluation.proxies", cfg.evaluation.proxies),
+    ):
+        for name in map(str, names):
+            given = cfg.models.get(name, {})
+            if "_target_" in given:
+                continue
+            if name not in files:
+                raise _unknown(key, name, sorted({*files, *map(str, cfg.models)}), "model")
+            cfg.models[name] = OmegaConf.merge(_read_choice(files[name], "a model", "model/lenet"), given)
+
+
+def _unknown(key: str, name: str, known: Sequence[str], group: str) -> UserError:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean {close[0]}? Otherwise add" if close else "Add"
+    return UserError(
+        key,
+        name,
+        "is not known",
+        f"known: {', '.join(known)}",
+        f"{hint} conf/{group}/{name}.yaml to define it.",
+    )
+
+
+def _read_choice(path: Path, what: str, like: str) -> dict[str, Any]:
+    """Read one YAML of a group that Hydra has not composed.
+
+    Args:
+        path: the file.
+        what: what it describes, with its article, for messages.
+        like: a file of that group to look at, for messages.
+
+    Raises:
+        UserError: if it is not YAML, or no mapping.
+    """
     try:
         spec = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = " ".join(str(error).split())
         raise UserError(
-            str(path), path.stem, f"is not YAML ({where})", "an attack's YAML file", "Correct it."
+            str(path), path.stem, f"is not YAML ({where})", f"{what.partition(' ')[2]}'s YAML file", "Correct it."
         ) from error
     if not isinstance(spec, dict):
-        raise UserError(
-            str(path), spec, "is not an attack", "keys and values, as in conf/attack/pgm.yaml", "Correct it."
-        )
+        raise UserError(str(path), spec, f"is not {what}", f"keys and values, as in conf/{like}.yaml", "Correct it.")
     return spec
 
 
-def _known_attacks() -> dict[str, Path]:
+def _known(group: str) -> dict[str, Path]:
+    """Return the files of a group along Hydra's search path, by name."""
     folders = [CONF_DIR]
     if HydraConfig.initialized():
         sources = HydraConfig.get().runtime.config_sources
         folders += [Path(source.path) for source in sources if source.schema == "file"]
-    return {path.stem: path for folder in folders for path in sorted((folder / "attack").glob("*.yaml"))}
+    return {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
 
 
 def _check_given(cfg: DictConfig) -> None:

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+FOLDERS = {"stage": "stages", "proxy": "proxies"}
+"""Where training leaves files below a run folder, by what is trained."""
+
 
 class UserError(ValueError):
     """Bad input from outside: a setting, a file, a model. Says what, where, what is allowed and what to do.
@@ -43,12 +46,13 @@ class TrainingDivergedError(RuntimeError):
         epoch: index of the epoch, from 0.
         step: index of the step within the stage, from 0.
         problem: what is not finite, such as "the loss became nan".
+        kind: "stage", or "proxy" for a proxy of that stage.
     """
 
-    def __init__(self, stage: str, epoch: int, step: int, problem: str) -> None:
-        kept = f"stages/{stage.replace(' ', '_')}/last_good.safetensors"
+    def __init__(self, stage: str, epoch: int, step: int, problem: str, *, kind: str = "stage") -> None:
+        kept = f"{FOLDERS[kind]}/{stage.replace(' ', '_')}/last_good.safetensors"
         super().__init__(
-            f"stage {stage}: {problem} in epoch {epoch + 1}, step {step + 1}; needed: finite numbers. "
+            f"{kind} {stage}: {problem} in epoch {epoch + 1}, step {step + 1}; needed: finite numbers. "
             f"{_kept(epoch or None)} are in {kept}, and finished stages stay. Lower schedule.peak_lr, or look at the "
             "images and attacks of this stage."
         )
@@ -61,10 +65,11 @@ class StageStoppedError(RuntimeError):
         stage: title of the stage, such as "2 vap".
         kept: file with weights of the stage.
         epochs: whole epochs behind those weights; None for none.
+        kind: "stage", or "proxy" for a proxy of that stage.
     """
 
-    def __init__(self, stage: str, kept: Path, *, epochs: int | None) -> None:
-        super().__init__(f"interrupted in stage {stage}; finished stages stay. {_kept(epochs)} are in {kept}")
+    def __init__(self, stage: str, kept: Path, *, epochs: int | None, kind: str = "stage") -> None:
+        super().__init__(f"interrupted in {kind} {stage}; finished stages stay. {_kept(epochs)} are in {kept}")
 
 
 def _kept(epochs: int | None) -> str:

@@ -7,13 +7,14 @@ from amc_lightning.attacks import guarded
 from amc_lightning.errors import UserError
 
 
-def check_model(net: nn.Module, x: Tensor, num_classes: int) -> None:
+def check_model(net: nn.Module, x: Tensor, num_classes: int, *, key: str = "model") -> None:
     """Refuse a model that does not return one logit per class.
 
     Args:
         net: the model, on the device of x.
         x: a few images, (B, C, H, W) float32 in [0, 1].
         num_classes: K.
+        key: the setting it comes from, for messages.
 
     Raises:
         UserError: if the model cannot take the images, returns another shape, or returns probabilities.
@@ -24,7 +25,7 @@ def check_model(net: nn.Module, x: Tensor, num_classes: int) -> None:
             logits = net(x)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise UserError(
-            "model",
+            key,
             name,
             f"cannot take images of shape {tuple(x.shape[1:])} ({error})",
             "a model for the shape of the dataset",
@@ -33,7 +34,7 @@ def check_model(net: nn.Module, x: Tensor, num_classes: int) -> None:
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != (len(x), num_classes):
         raise UserError(
-            "model",
+            key,
             name,
             f"returns {shape} for {len(x)} images",
             f"needed: logits of shape ({len(x)}, {num_classes})",
@@ -41,7 +42,7 @@ def check_model(net: nn.Module, x: Tensor, num_classes: int) -> None:
         )
     if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), torch.ones_like(logits[:, 0]), atol=1e-4):
         raise UserError(
-            "model",
+            key,
             name,
             "returns probabilities",
             "needed: logits, before any softmax",

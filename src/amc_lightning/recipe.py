@@ -14,12 +14,11 @@ from pkgutil import resolve_name
 from typing import Any
 
 from amc_lightning.attacks import GuardedAttack
-from amc_lightning.config import Config, resolve_target
-from amc_lightning.entry import canonical, key_of
+from amc_lightning.config import resolve_target
+from amc_lightning.entry import canonical
 from amc_lightning.errors import UserError
-from amc_lightning.stages import Stage, shares_of, stages_of, validation_interval
 
-VERSIONS: Mapping[str, int] = {"attacks": 1, "evaluation": 1, "models": 1, "training": 1}
+VERSIONS: Mapping[str, int] = {"attacks": 1, "evaluation": 1, "models": 1, "proxies": 1, "training": 1}
 """Raised by hand when a change of the source changes what is computed, so that older results are not taken for it.
 
 ``tests/test_versions.py`` fails when a component's source changes without that, or without a note that says why nothing
@@ -27,119 +26,43 @@ computed changes.
 """
 COMPONENTS: Mapping[str, Sequence[str]] = {
     "attacks": ("attacks/*.py",),
-    "evaluation": ("evaluate.py", "measure.py", "seeding.py"),
+    "evaluation": ("evaluate.py", "measure.py", "outcome.py", "seeding.py"),
     "models": ("models/*.py",),
+    "proxies": ("proxies.py", "proxy.py", "proxy_recipe.py", "threat.py"),
     "training": (
-        "attacks/randomness.py", "checkpoint.py", "data/augment.py", "data/batches.py", "keep.py", "mixer.py",
+        "attacks/randomness.py", "checkpoint.py", "data/augment.py", "data/batches.py", "fit.py", "keep.py", "mixer.py",
         "plan.py", "seeding.py", "stage.py", "stages.py", "train.py", "transfer.py",
     ),
 }  # fmt: skip
 """The source files of each component, as patterns below the package."""
 
 
-def stage_recipes(
-    config: Config, attacks: Mapping[str, GuardedAttack], *, train: str, validation: str
-) -> list[dict[str, Any]]:
-    """Return the recipe of every stage of a cascade, known before anything is trained.
-
-    Args:
-        config: the checked configuration.
-        attacks: the attacks as training crafts them, by name.
-        train: fingerprint of the training images and labels.
-        validation: fingerprint of the validation split; it matters only where it chooses the weights.
-
-    Returns:
-        One recipe per stage; a stage's ``parent`` is the key of the one whose weights it starts from.
-
-    Raises:
-        UserError: if the weights to start from cannot be read.
-    """
-    recipes: list[dict[str, Any]] = []
-    for stage in stages_of(config):
-        if stage.index == 0 and config.cascade.start_from is not None:
-            weights = hashlib.sha256(read_start(Path(config.cascade.start_from))).hexdigest()
-            model = component(config.model, key="model")
-            versions = versions_of(*_model_version(config.model))
-            recipes.append({"kind": "given", "index": 0, "weights": weights, "model": model, "versions": versions})
-            continue
-        parent = None
-        if stage.index > 0:
-            parent = key_of(recipes[-1] if config.cascade.transfer == "parent" else recipes[0])
-        recipes.append(_trained(config, stage, attacks, parent=parent, train=train, validation=validation))
-    return recipes
-
-
-def _trained(
-    config: Config,
-    stage: Stage,
-    attacks: Mapping[str, GuardedAttack],
-    *,
-    parent: str | None,
-    train: str,
-    validation: str,
-) -> dict[str, Any]:
-    cascade = config.cascade
-    model = component(config.model, key="model")
-    watched = ["attacks", "evaluation"] if cascade.pick == "best" else []
-    recipe: dict[str, Any] = {
-        "kind": "stage",
-        "index": stage.index,
-        "attack": stage.attack,
-        "seed": config.seed,
-        "parent": parent,
-        "training_data": train,
-        "model": model,
-        "epochs": stage.epochs,
-        "batch_size": config.schedule.batch_size,
-        "precision": config.trainer.precision,
-        "optimizer": component(config.optimizer, key="optimizer"),
-        "schedule": _schedule(config),
-        "augment": vars(config.dataset.augment) if cascade.augment_clean else None,
-        "pick": _pick(config, stage, validation),
-        "versions": versions_of("training", *_model_version(config.model), *watched),
-    }
-    if stage.index == 0:
-        return recipe
-    shares = shares_of(config, stage)
-    return recipe | {
-        "alpha": cascade.alpha,
-        "label": cascade.label,
-        "augment_adversarial": cascade.augment_adversarial,
-        "attacks": [{**attack_recipe(attacks[name]), "share": share} for name, share in shares.items()],
-        "versions": recipe["versions"] | versions_of("attacks"),
-    }
-
-
-def read_start(path: Path) -> bytes:
-    """Return the content of ``cascade.start_from``.
-
-    Raises:
-        UserError: if it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            "cascade.start_from", str(path), f"cannot be read ({error.strerror})", "a .safetensors file", "Check it."
-        ) from error
-
-
 def outcome_recipe(
-    model: str, attack: GuardedAttack | None, *, rows: str, seed: int, batch_size: int, keep: int
+    model: str,
+    attack: GuardedAttack | None,
+    *,
+    rows: str,
+    seed: int,
+    batch_size: int,
+    keep: int,
+    craft_on: str | None = None,
 ) -> dict[str, Any]:
     """Return the recipe of one measurement: what a model answers to some rows, clean or under one attack.
 
     Args:
-        model: key of the model's stage.
+        model: key of the model: of a stage, or of a proxy.
         attack: the attack; None for clean images.
         rows: fingerprint of the images and labels, in their order.
         seed: the evaluation's seed.
         batch_size: rows per call.
         keep: number of leading rows whose perturbed images are kept.
+        craft_on: key of another model that the examples are crafted on.
     """
-    recipe = {"kind": "outcome", "model": model, "rows": rows, "attack": None}
+    recipe: dict[str, Any] = {"kind": "outcome", "model": model, "rows": rows, "attack": None}
     if attack is None:
         return recipe | {"versions": versions_of("attacks", "evaluation")}
+    if craft_on is not None:
+        recipe |= {"craft_on": craft_on}
     return recipe | {
         "attack": {**attack_recipe(attack), "label": attack.label},
         "seed": seed,
@@ -225,30 +148,8 @@ def versions_of(*names: str) -> dict[str, int]:
     return {name: VERSIONS[name] for name in names}
 
 
-def _model_version(node: Mapping[str, Any]) -> list[str]:
+def model_versions(node: Mapping[str, Any]) -> list[str]:
     """Return the component a model depends on: its class, or one it inherits from, may be this package's."""
     target = resolve_target(node, key="model")
     classes = target.__mro__ if isinstance(target, type) else (target,)
     return ["models"] if any(cls.__module__.startswith("amc_lightning.") for cls in classes) else []
-
-
-def _schedule(config: Config) -> dict[str, Any]:
-    """Return the settings of the learning rate's course that its shape uses."""
-    schedule = config.schedule
-    used = {"one_cycle": ("peak_lr",), "steps": ("milestones", "gamma"), "constant": ()}[schedule.shape]
-    return {"shape": schedule.shape, **{name: getattr(schedule, name) for name in used}}
-
-
-def _pick(config: Config, stage: Stage, validation: str) -> dict[str, Any]:
-    """Return how the weights are chosen: validation matters only where it chooses."""
-    if config.cascade.pick == "last":
-        return {"rule": "last"}
-    best = {"rule": config.cascade.pick, "every": validation_interval(config, stage), "data": validation}
-    if stage.index == 0:  # no attack, so no subset to attack
-        return best
-    return best | {
-        "rows": config.cascade.validate_rows,
-        "split_seed": config.dataset.split_seed,
-        "seed": config.evaluation.seed,
-        "batch_size": config.evaluation.batch_size,
-    }

@@ -126,7 +126,7 @@ class RunFolder:
         refuse_run(path, header["identity"])
         self.path = path
         self.results: dict[str, Any] = {
-            "format": 1,
+            "format": 2,
             **header,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "status": "running",

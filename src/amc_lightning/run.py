@@ -3,6 +3,7 @@
 import logging
 import shutil
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,27 +15,29 @@ from pytorch_lightning.loggers import Logger
 from rich.console import Console
 
 from amc_lightning import tracking
-from amc_lightning.attacks import Execution
-from amc_lightning.build import build_attacks, execution, load_data, pick_device
+from amc_lightning.attacks import GuardedAttack
+from amc_lightning.build import evaluation_attacks, load_data, load_proxy_data, pick_device, training_attacks
 from amc_lightning.cascade import Cascade, StageRecord
-from amc_lightning.config import Config
+from amc_lightning.config import Config, ThreatModelConfig, instantiate, stage_epochs
 from amc_lightning.data import ImageData
 from amc_lightning.entry import SHORT, key_of
 from amc_lightning.errors import NotFiniteError, StageStoppedError, TrainingDivergedError, UserError
-from amc_lightning.measure import Measurement, Strengths
+from amc_lightning.fit import Fitter
+from amc_lightning.measure import Measured, Measurement, Strengths
 from amc_lightning.model_check import check_model
-from amc_lightning.plan import plan_table, probe, stage_cost
-from amc_lightning.recipe import stage_recipes
+from amc_lightning.planning import show_plan
+from amc_lightning.proxies import Proxies
+from amc_lightning.proxy_recipe import crafts_on_proxy, evaluation_part, hardening_part
 from amc_lightning.report import console_table, read_results, write_all
 from amc_lightning.results import RunFolder, refuse_run
-from amc_lightning.stages import Stage, shares_of, stages_of, validation_interval
+from amc_lightning.stage_recipe import stage_recipes
+from amc_lightning.stages import Stage
 from amc_lightning.store import Store
 from amc_lightning.train import StageTrainer
 
 log = logging.getLogger(__name__)
 
 DEFAULT_THREADS = torch.get_num_threads()
-PROBE_ROWS = 64  # enough to fill two cores; small enough that the plan is there in seconds
 
 
 def run(config: Config, folder: Path, *, console: Console | None = None) -> Path:
@@ -60,39 +63,80 @@ def run(config: Config, folder: Path, *, console: Console | None = None) -> Path
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     device = pick_device(config.trainer.accelerator, config.trainer.precision)
-    measured = Execution(fast=execution(config).fast)  # what is measured is never left to bfloat16
-    training = build_attacks(config, config.cascade.order, config.cascade.craft_params, execution=execution(config))
-    evaluated = partial(build_attacks, config, config.evaluation.attacks, config.evaluation.params, execution=measured)
-    strengths = {"paper": evaluated(), "check": evaluated(config.evaluation.check)}
+    training = training_attacks(config)
+    threats = evaluation_attacks(config)
     tracking.check(config.logger)
     store = Store(Path(config.store.root).expanduser())
     data = load_data(config)
     trainer = StageTrainer(config, data, training, device=device, console=console)
     net = trainer.new_net(config.seed, "probe").to(device)  # a wrong model is found before any file is read
-    trainer.optimizer(net.parameters())
+    trainer.fitter.optimizer(net.parameters())
     data.prepare()
     x = torch.from_numpy(data.splits["validation"].x[:4]).to(device).float() / 255
     check_model(net, x, data.num_classes)
+    for name, node in config.models.items():  # before images for queries are read or made, which takes longer
+        key = f"models.{name}"
+        check_model(trainer.fitter.new_net(node, "probe", key=key).to(device), x, data.num_classes, key=key)
+    proxies = _proxies(config, data, training, trainer.fitter, store, folder, console)
     recipes = stage_recipes(
-        config, training, train=data.fingerprint_of("train"), validation=data.fingerprint_of("validation")
+        config,
+        training,
+        train=data.fingerprint_of("train"),
+        validation=data.fingerprint_of("validation"),
+        queries=proxies.images.fingerprint_of(hardening_part(config)) if proxies and crafts_on_proxy(config) else None,
     )
-    measurement = Measurement(config, data, strengths, store=store, device=device, console=console)
-    cascade = Cascade(trainer, recipes, store=store, folder=folder, replay=tracking.replay)
+    measurement = Measurement(
+        config, data, threats, proxies=proxies, recipes=recipes, store=store, device=device, console=console
+    )
+    cascade = Cascade(trainer, recipes, store=store, folder=folder, proxies=proxies, replay=tracking.replay)
     cascade.open_logger = partial(_open_logger, config, folder, cascade.keys[-1])
-    identity = key_of({"stages": cascade.keys, "name": config.name, "rest": measurement.identity(cascade.keys[-1])})
+    identity = key_of({"stages": cascade.keys, "name": config.name, "rest": measurement.identity()})
     refuse_run(folder, identity)
-    _show_plan(cascade, measurement, net, console)
+    show_plan(cascade, measurement, console)
     if config.plan_only:
         return folder
     store.prepare()
     for place, key in ((folder, "hydra.run.dir"), (store.root, "store.root")):
         _check_space(place, key)
-    results = RunFolder(folder, {"identity": identity, **_header(config, data, strengths, device)})
+    results = RunFolder(folder, {"identity": identity, **_header(config, data, training, threats, proxies, device)})
     (folder / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
     _train_and_measure(cascade, measurement, results)
     console.print(console_table(read_results(folder)))
     console.print(f"Everything is in {folder}", soft_wrap=True, highlight=False, markup=False)
     return folder
+
+
+def _proxies(
+    config: Config,
+    data: ImageData,
+    attacks: Mapping[str, GuardedAttack],
+    fitter: Fitter,
+    store: Store,
+    folder: Path,
+    console: Console,
+) -> Proxies | None:
+    """Return what gives the proxies of a run; None where no threat model has an interface."""
+    if not config.models:
+        return None
+    images = load_proxy_data(config, data, fitter.device)
+    fitter.proxy_optimizer(fitter.new_net(config.models[config.proxy.architecture], "probe").parameters())
+    for model in config.threat_models.values():
+        if model.interface is not None:
+            instantiate(model.interface, key=f"threat_models.{model.name}.interface")
+    images.prepare()
+    for model in config.threat_models.values():
+        if model.interface is None:
+            continue
+        needed = max(len(images.images(part)) for part in {hardening_part(config), evaluation_part(config)})
+        if model.budget is not None and model.budget < needed:
+            raise UserError(
+                f"threat_models.{model.name}.budget",
+                model.budget,
+                f"is fewer queries than the {needed:,} images that a proxy is trained on",
+                f"at least {needed}, or null for any number",
+                f"Raise the budget, or set dataset.proxy.limit={model.budget}.",
+            )
+    return Proxies(config, images, attacks, fitter=fitter, store=store, folder=folder, console=console)
 
 
 def _check_space(folder: Path, key: str) -> None:
@@ -108,49 +152,14 @@ def _check_space(folder: Path, key: str) -> None:
         )
 
 
-def _show_plan(cascade: Cascade, measurement: Measurement, net: torch.nn.Module, console: Console) -> None:
-    """Print what there is to do; what is in the store already is not."""
-    config, data, device = cascade.config, cascade.trainer.data, cascade.trainer.device
-    counts = data.counts
-    console.print(
-        f"[bold]{config.name}[/]: {config.defence.name} on {data.name}; {counts['train']:,} training images, held out "
-        f"{counts['validation']:,} validation / {counts['attack']:,} attack / {counts['test']:,} test "
-        f"(of {sum(data.counts_read.values()):,} read); preset {config.preset.name}, "
-        f"seed {config.seed}",
-        highlight=False,
-    )
-    stages = stages_of(config)
-    stored = [cascade.store.has(key) for key in cascade.keys]
-    missing = [measurement.missing(key) for key in cascade.keys]
-    if all(stored) and not any(missing):
-        return
-    images, labels = data.tensors("train", device)
-    batch = slice(0, min(config.schedule.batch_size, PROBE_ROWS))
-    attacks = {**cascade.trainer.attacks, **measurement.distinct()}
-    measured = probe(net, attacks, images[batch].float() / 255, labels[batch])
-    steps = -(-counts["train"] // config.schedule.batch_size)
-    rows = min(config.cascade.validate_rows, counts["validation"])
-    costs = [
-        stage_cost(
-            measured,
-            title=stage.title,
-            shares=shares_of(config, stage),
-            validated=stage.epochs // validation_interval(config, stage) * rows,
-            rows=counts["train"],
-            steps_per_epoch=steps,
-            epochs=stage.epochs,
-        )
-        for stage, finished in zip(stages, stored, strict=True)
-        if not finished and (stage.index > 0 or config.cascade.start_from is None)
-    ]
-    attacked = len(measurement.splits["attack"][1])
-    evaluation = sum(measured.attack[name] for names in missing for name in names) * attacked / 60
-    console.print(
-        plan_table(costs, evaluation, stored=[s.title for s, there in zip(stages, stored, strict=True) if there])
-    )
-
-
-def _header(config: Config, data: ImageData, strengths: Strengths, device: torch.device) -> dict[str, Any]:
+def _header(
+    config: Config,
+    data: ImageData,
+    training: Mapping[str, GuardedAttack],
+    threats: Mapping[str, Strengths],
+    proxies: Proxies | None,
+    device: torch.device,
+) -> dict[str, Any]:
     return {
         "experiment": config.name,
         "defence": config.defence.name,
@@ -168,14 +177,55 @@ def _header(config: Config, data: ImageData, strengths: Strengths, device: torch
             "limit": config.dataset.limit,
         },
         "threat_model": config.threat_model.name,
+        "threat_models": list(threats),
+        "interfaces": {
+            name: _interface(config.threat_models[name])
+            for name in dict.fromkeys([config.threat_model.name, *threats])
+            if config.threat_models[name].interface is not None
+        },
+        "proxy_data": None if proxies is None else _proxy_data(config, proxies),
+        "crafting": {
+            "column": config.cascade.craft_params,
+            "attacks": {name: dict(attack.params) for name, attack in training.items()},
+            "epochs": stage_epochs(config.cascade),
+            "transfer": config.cascade.transfer,
+        },
         "preset": config.preset.name,
         "order": config.cascade.order,
         "evaluated": config.evaluation.attacks,
         "budget": {name: {"norm": "l1", "radius": radius} for name, radius in config.dataset.budget.items()},
         "attacks": {
-            strength: {name: dict(attack.params) for name, attack in members.items()}
-            for strength, members in strengths.items()
+            threat_model: {
+                strength: {name: dict(attack.params) for name, attack in members.items()}
+                for strength, members in strengths.items()
+            }
+            for threat_model, strengths in threats.items()
         },
+    }
+
+
+_KINDS = {"Label": "label", "NoisyLabel": "noisy_label", "Probabilities": "probabilities"}
+
+
+def _interface(model: ThreatModelConfig) -> dict[str, Any]:
+    assert model.interface is not None
+    path = str(model.interface["_target_"])
+    package, _, name = path.rpartition(".")
+    return {
+        "kind": _KINDS.get(name, path) if package == "amc_lightning.threat" else path,
+        "settings": {key: value for key, value in model.interface.items() if key != "_target_"},
+        "budget": model.budget,
+    }
+
+
+def _proxy_data(config: Config, proxies: Proxies) -> dict[str, Any]:
+    assert config.dataset.proxy.source is not None
+    source = str(config.dataset.proxy.source["_target_"])
+    return {
+        "source": source.rpartition(".")[2] if source.startswith("amc_lightning.") else source,
+        **proxies.images.counts,
+        "verified": proxies.images.verified,
+        "halves": config.proxy.halves,
     }
 
 
@@ -191,7 +241,7 @@ def _train_and_measure(cascade: Cascade, measurement: Measurement, results: RunF
     try:
         for record in cascade.run():
             measured = measurement.measure(record)
-            entry = _stage_entry(record, measured.record)
+            entry = _stage_entry(record, measured)
             results.add_stage(entry, measured.examples, measured.gallery)
             tracking.log_stage_result(cascade.logger, entry)
             if record.stage.index < last:
@@ -231,7 +281,10 @@ def _open_logger(config: Config, folder: Path, cascade_key: str, stage: Stage) -
     )
 
 
-def _stage_entry(record: StageRecord, evaluation: dict[str, Any]) -> dict[str, Any]:
+def _stage_entry(record: StageRecord, measured: Measured) -> dict[str, Any]:
+    proxy = None
+    if record.proxy is not None:
+        proxy = {**record.proxy, **(measured.proxy or {"clean": None, "agreement": None})}
     return {
         "index": record.stage.index,
         "name": record.stage.name,
@@ -244,5 +297,6 @@ def _stage_entry(record: StageRecord, evaluation: dict[str, Any]) -> dict[str, A
         "minutes": record.minutes,
         "rows": record.rows,
         "gradient_passes_per_image": record.passes_per_image,
-        "evaluation": evaluation,
+        "proxy": proxy,
+        "evaluations": measured.evaluations,
     }

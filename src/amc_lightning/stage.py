@@ -1,7 +1,7 @@
 """One stage of a cascade as a LightningModule: the step, the loss, what is logged."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -32,6 +32,8 @@ class StageModule(pl.LightningModule):
         augment: applied to the clean half.
         augment_clean: whether it is.
         augment_adversarial: craft from the augmented images instead of the plain ones.
+        craft_on: a local proxy that examples are crafted on instead of ``net`` (AMC with a local proxy); it is neither
+            trained nor saved with this module, and ``net`` is not differentiated for crafting.
         make_optimizer: from parameters to an optimiser.
         make_schedule: from (optimiser, number of steps) to a scheduler stepped every batch.
         validate: called with the net after each validation epoch; returns error rates in percent by source name.
@@ -39,6 +41,8 @@ class StageModule(pl.LightningModule):
     Reference:
         Vijaykeerthy et al., IJCNN 2019, sections 2.3 and 3.2 (the objective); spec.md section 2 (what is augmented).
     """
+
+    kind: Literal["stage", "proxy"] = "stage"
 
     def __init__(
         self,
@@ -51,6 +55,7 @@ class StageModule(pl.LightningModule):
         augment: Augment,
         augment_clean: bool = True,
         augment_adversarial: bool = False,
+        craft_on: nn.Module | None = None,
         make_optimizer: Callable[[Any], torch.optim.Optimizer],
         make_schedule: Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler],
         validate: Callable[[nn.Module], dict[str, float]] | None = None,
@@ -64,6 +69,7 @@ class StageModule(pl.LightningModule):
         self.augment = augment
         self.augment_clean = augment_clean
         self.augment_adversarial = augment_adversarial
+        self._craft_on = (craft_on or net,)  # in a tuple, so that it is no part of this module
         self.make_optimizer = make_optimizer
         self.make_schedule = make_schedule
         self.validate = validate
@@ -78,32 +84,40 @@ class StageModule(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch: x (B, C, H, W) float32 in [0, 1], y (B,), rows (B,) of the training set."""
-        x, y, _ = batch
+        x, y, rows = batch
         step = self.global_step
+        goals = self.goals(y, rows)
         augmented = self.augment(x, seed=derive(self.seed, step, "augment")) if self.augment_clean else x
         source = torch.zeros_like(y)
         if self.mixer is None:
             logits = self.net(augmented)
-            loss = F.cross_entropy(logits, y)
+            loss = F.cross_entropy(logits, goals)
         else:
             origin = augmented if self.augment_adversarial else x
             try:
-                adv = self.mixer(self.net, origin, y, step=step)
+                adv = self.mixer(self._craft_on[0], origin, y, step=step)
             except NotFiniteError as error:
-                raise TrainingDivergedError(self.title, self.current_epoch, step, str(error)) from error
+                raise self._diverged(step, str(error)) from error
             logits = self.net(torch.cat([augmented, adv.x]))
-            loss = self.alpha * F.cross_entropy(logits[: len(x)], y)
-            loss = loss + (1 - self.alpha) * F.cross_entropy(logits[len(x) :], adv.y)
+            loss = self.alpha * F.cross_entropy(logits[: len(x)], goals)
+            loss = loss + (1 - self.alpha) * F.cross_entropy(logits[len(x) :], goals)  # row i was made from row i
             self.delta.update((adv.x - origin).flatten(1).norm(dim=1), adv.source + 1)
             source = torch.cat([source, adv.source + 1])
             y = torch.cat([y, adv.y])
         if not torch.isfinite(loss):
-            raise TrainingDivergedError(self.title, self.current_epoch, step, f"the loss became {float(loss.detach())}")
+            raise self._diverged(step, f"the loss became {float(loss.detach())}")
         with torch.no_grad():
             self.error.update(logits.argmax(dim=1) != y, source)
             self.loss.update(loss.detach(), weight=len(x))
             self.rows.index_add_(0, source, torch.ones_like(source))
         return loss
+
+    def goals(self, y: Tensor, rows: Tensor) -> Tensor:
+        """Return what the logits of a batch shall come to: the labels, (B,)."""
+        return y
+
+    def _diverged(self, step: int, problem: str) -> TrainingDivergedError:
+        return TrainingDivergedError(self.title, self.current_epoch, step, problem, kind=self.kind)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means and start the next ones from zero."""
@@ -128,7 +142,7 @@ class StageModule(pl.LightningModule):
         try:
             errors = self.validate(self.net)
         except NotFiniteError as error:
-            raise TrainingDivergedError(self.title, self.current_epoch, self.global_step - 1, str(error)) from error
+            raise self._diverged(self.global_step - 1, str(error)) from error
         values = {f"val/err/{name}": value for name, value in errors.items()}
         values["val/err/mean"] = sum(errors.values()) / len(errors)
         self.log_dict(values, batch_size=1)

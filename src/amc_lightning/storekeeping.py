@@ -113,8 +113,10 @@ def _list(store: Store, console: Console) -> int:
         )
     console.print(table)
     total = sum(entry.size for entry in entries)
+    proxies = sum(entry.recipe.get("kind") == "proxy" for entry in entries)
+    counted = f"{len(outcomes)} measurements" + (f", {proxies} proxies" if proxies else "")
     console.print(
-        f"{len(outcomes)} measurements, {total / 1e6:.1f} MB in all; {_unfinished(store)} unfinished",
+        f"{counted}, {total / 1e6:.1f} MB in all; {_unfinished(store)} unfinished",
         highlight=False,
     )
     return _complain(console, damaged)
@@ -190,6 +192,10 @@ def _explain(store: Store, console: Console, keys: Sequence[str]) -> int:
     return 0
 
 
+_KEYS = ("parent", "model", "craft_on", "answers")
+"""Where a recipe holds the key of another entry."""
+
+
 def differences(store: Store, one: Entry, other: Entry) -> Iterator[Difference]:
     """Yield the settings in which two recipes differ; of what they start from, its settings in place of its key."""
     yield from _differences(store, one.recipe, other.recipe, "")
@@ -200,7 +206,7 @@ def _differences(store: Store, one: Mapping[str, Any], other: Mapping[str, Any],
         first, second = one.get(name, MISSING), other.get(name, MISSING)
         if json.dumps(first) == json.dumps(second):  # as keys have it: true is not 1
             continue
-        if name in ("parent", "model") and isinstance(first, str) and isinstance(second, str):
+        if name in _KEYS and isinstance(first, str) and isinstance(second, str):
             if {first, second} <= set(store.keys()):
                 above, below = (_sound(store, key).recipe for key in (first, second))
                 yield from _differences(store, above, below, f"{prefix}{name} > ")
