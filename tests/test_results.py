@@ -90,7 +90,7 @@ def test_two_may_write_a_file_at_the_same_time(tmp_path):
 def test_a_run_is_on_record_from_its_start(tmp_path):
     RunFolder(tmp_path / "run", HEADER)
     results = read(tmp_path / "run")
-    assert results["format"] == 1
+    assert results["format"] == 2
     assert results["experiment"] == "toy"
     assert results["status"] == "running"
     assert results["stages"] == []

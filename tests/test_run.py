@@ -165,7 +165,7 @@ def test_the_pictures_are_pictures(smoke):
 def test_results_say_what_was_run_on_what_with_what(smoke):
     folder, _ = smoke
     results = read(folder)
-    assert (results["status"], results["format"], results["experiment"]) == ("finished", 1, "smoke")
+    assert (results["status"], results["format"], results["experiment"]) == ("finished", 2, "smoke")
     assert results["order"] == results["evaluated"] == ["fgsm", "vap", "eap", "pgm"]
     assert (results["preset"], results["threat_model"], results["defence"]) == ("paper", "white_box", "amc")
     assert (results["seed"], results["device"], results["threads"]) == (0, "cpu", 1)

@@ -10,8 +10,8 @@ from amc_lightning.report.table4 import System, Table4
 def notes(table: Table4) -> Iterator[str]:
     """Yield what stands below a table; sentences may repeat, and be empty."""
     yield (
-        f"In each cell: error rate; its {wording.INTERVAL}; P'': the error of the proxy itself on the same examples; M0: "
-        "the error on examples made with the undefended model's own gradients"
+        f"In each cell: error rate; its {wording.INTERVAL}; P'': the error of the proxy itself on the same examples; "
+        "M0: the error on examples made with the undefended model's own gradients"
         f"{'; the number in the paper' if table.is_the_papers else ''}. P'' agrees: {proxy_wording.AGREEMENT}."
     )
     views = [replace(system.results, order=(), stages=(system.stage,)) for system in table.systems]
