@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from amc_lightning import checkpoint, recipe, run
+from amc_lightning import checkpoint, run, stage_recipe
 from amc_lightning.__main__ import main as program
 from amc_lightning.store import Store
 
@@ -68,7 +68,7 @@ def main() -> None:
     options = parser.parse_args()
     Store.obtain = obtain  # type: ignore[method-assign,assignment]
     Store.prepare = timed(Store.prepare, "prepare")  # type: ignore[method-assign]
-    run.stage_recipes = timed(recipe.stage_recipes, "keys")
+    run.stage_recipes = timed(stage_recipe.stage_recipes, "keys")
     save = checkpoint.WholeCheckpoints.save_checkpoint
     checkpoint.WholeCheckpoints.save_checkpoint = timed(save, "checkpoints")  # type: ignore[method-assign]
     shares: list[float] = []
