@@ -228,7 +228,10 @@ def test_every_missing_budget_is_asked_for_at_once():
             ["cascade.augment_adversarial=true", "cascade.augment_clean=false"],
             r"cascade\.augment_adversarial: True does nothing without cascade\.augment_clean=true",
         ),
-        (["threat_model.name=black_box"], r"threat_model\.name: 'black_box' is not known; known: black_box_label, .*, white_box\. Did"),
+        (
+            ["threat_model.name=black_box"],
+            r"threat_model\.name: 'black_box' is not a known threat model; known: black_box_label, .*, white_box\. Did",
+        ),
         (
             ["+attack_params.whitebox.pgm.eps=0.1"],
             r"attack_params: 'whitebox' is not known; .*Did you mean white_box\?",
@@ -360,5 +363,10 @@ def test_help_shows_groups_and_examples_from_any_directory(tmp_path):
         check=True,
         env=ENVIRONMENT,
     )
-    for text in ("experiment: cifar10_amc, cifar10_local_proxy, digits_amc, digits_local_proxy", "attack_order:", "+experiment=svhn_amc", "plan_only=true"):
+    for text in (
+        "experiment: cifar10_amc, cifar10_local_proxy, digits_amc, digits_local_proxy",
+        "attack_order:",
+        "+experiment=svhn_amc",
+        "plan_only=true",
+    ):
         assert text in done.stdout

@@ -718,13 +718,19 @@ def test_ctrl_c_inside_a_proxy_says_so_and_the_finished_stages_stay(tmp_path):
     [
         (
             ["proxy.architecture=proxi_cnn"],
-            r"proxy\.architecture: 'proxi_cnn' is not known; .*Did you mean proxy_cnn\?",
+            r"proxy\.architecture: 'proxi_cnn' is not a known model; .*Did you mean proxy_cnn\?",
         ),
-        (["evaluation.proxies=[lenett]"], r"evaluation\.proxies: 'lenett' is not known; .*Did you mean lenet\?"),
+        (
+            ["evaluation.proxies=[lenett]"],
+            r"evaluation\.proxies: 'lenett' is not a known model; .*Did you mean lenet\?",
+        ),
         (["evaluation.proxies=[]"], r"evaluation\.proxies: \[\] names none, or one twice"),
         (["evaluation.threat_models=[]"], r"evaluation\.threat_models: \[\] names none, or one twice"),
-        (["evaluation.threat_models=[white_bocks]"], r"'white_bocks' is not known; .*Did you mean white_box\?"),
-        (["threat_model.name=mine"], r"threat_model\.name: 'mine' is not known; known: black_box_label"),
+        (
+            ["evaluation.threat_models=[white_bocks]"],
+            r"'white_bocks' is not a known threat model; .*Did you mean white_box\?",
+        ),
+        (["threat_model.name=mine"], r"threat_model\.name: 'mine' is not a known threat model; known: black_box_label"),
         (["threat_model.name=white_box"], r"threat_model\.interface: .* is not what white_box means"),
         (["threat_model.budget=0"], r"threat_model\.budget: 0 is out of range"),
         (

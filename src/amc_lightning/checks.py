@@ -29,15 +29,7 @@ def check(config: Config, *, known_attacks: Sequence[str]) -> None:
     for key, names in (("cascade.order", cascade.order), ("evaluation.attacks", evaluation.attacks)):
         for name in names:
             if name not in config.attacks:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"Did you mean {close[0]}? Otherwise add" if close else "Add"
-                raise UserError(
-                    key,
-                    name,
-                    "is not a known attack",
-                    f"known: {', '.join(known)}",
-                    f"{hint} conf/attack/{name}.yaml to define it.",
-                )
+                raise unknown_choice(key, name, known, "attack")
         if len(set(names)) != len(names):
             raise UserError(key, names, "names an attack twice", "each attack at most once", f"Remove one from {key}.")
     _check_defence(config)
@@ -109,6 +101,14 @@ def check(config: Config, *, known_attacks: Sequence[str]) -> None:
             _choice(f"evaluation.{key}", name, known)
     _check_attacks(config, known)
     _check_budgets(config)
+
+
+def unknown_choice(key: str, name: str, known: Sequence[str], group: str) -> UserError:
+    """Return the error on a name that a YAML of some group would define."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean {close[0]}? Otherwise add" if close else "Add"
+    problem = f"is not a known {group.replace('_', ' ')}"
+    return UserError(key, name, problem, f"known: {', '.join(known)}", f"{hint} conf/{group}/{name}.yaml to define it.")
 
 
 def _check_threat_models(config: Config) -> None:

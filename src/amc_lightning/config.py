@@ -1,8 +1,7 @@
 """From what Hydra composed to plain, checked objects. Nothing behind this module sees a ``DictConfig``."""
 
-import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from pkgutil import resolve_name
@@ -12,7 +11,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from amc_lightning.checks import check
+from amc_lightning.checks import check, unknown_choice
 from amc_lightning.errors import UserError
 from amc_lightning.explain import refuse_unknown_keys
 from amc_lightning.schema import CONF_DIR, CascadeConfig, Config, ThreatModelConfig, register
@@ -168,7 +167,7 @@ def _complete_threat_models(cfg: DictConfig) -> None:
     files = _known("threat_model")
     own = str(cfg.threat_model.name)
     if own not in files:  # a name stands in every table, so nobody gives one by the way
-        raise _unknown("threat_model.name", own, sorted(files), "threat_model")
+        raise unknown_choice("threat_model.name", own, sorted(files), "threat_model")
     wanted = dict.fromkeys([own, *map(str, cfg.evaluation.threat_models)])
     for name in cfg.threat_models:
         if name not in wanted:
@@ -186,7 +185,7 @@ def _complete_threat_models(cfg: DictConfig) -> None:
         elif name in files:
             under = _read_choice(files[name], "a threat model", "threat_model/black_box_label")
         else:
-            raise _unknown("evaluation.threat_models", name, sorted({*files, own}), "threat_model")
+            raise unknown_choice("evaluation.threat_models", name, sorted({*files, own}), "threat_model")
         cfg.threat_models[name] = OmegaConf.merge(OmegaConf.structured(ThreatModelConfig), under, given)
         if name == own:
             cfg.threat_model = cfg.threat_models[name]
@@ -212,20 +211,8 @@ def _complete_models(cfg: DictConfig) -> None:
             if "_target_" in given:
                 continue
             if name not in files:
-                raise _unknown(key, name, sorted({*files, *map(str, cfg.models)}), "model")
+                raise unknown_choice(key, name, sorted({*files, *map(str, cfg.models)}), "model")
             cfg.models[name] = OmegaConf.merge(_read_choice(files[name], "a model", "model/lenet"), given)
-
-
-def _unknown(key: str, name: str, known: Sequence[str], group: str) -> UserError:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"Did you mean {close[0]}? Otherwise add" if close else "Add"
-    return UserError(
-        key,
-        name,
-        "is not known",
-        f"known: {', '.join(known)}",
-        f"{hint} conf/{group}/{name}.yaml to define it.",
-    )
 
 
 def _read_choice(path: Path, what: str, like: str) -> dict[str, Any]:
