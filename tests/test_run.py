@@ -119,7 +119,8 @@ def _one_thread():
 def smoke(tmp_path_factory):
     """One smoke run of the whole cascade on digits, and what it printed."""
     folder = tmp_path_factory.mktemp("run") / "smoke"
-    done = door(*SMOKE, f"hydra.run.dir={folder}")
+    # a store of its own: a worker that comes back to this file makes the fixture again, and it shall train again
+    done = door(*SMOKE, f"hydra.run.dir={folder}", f"store.root={folder.parent / 'store'}")
     assert done.status == 0, done.err
     return folder, done
 
