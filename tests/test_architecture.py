@@ -57,7 +57,7 @@ MAY_IMPORT = {
     },
     "threat": {"errors"},  # an adversary's interface knows nothing of the method
     "proxy": {"stage"},
-    "proxy_recipe": {"attacks", "config", "entry", "recipe", "seeding", "stages"},
+    "proxy_recipe": {"attacks", "config", "data", "entry", "recipe", "seeding", "stages"},
     "stage_recipe": {"attacks", "config", "entry", "errors", "proxy_recipe", "recipe", "stages"},
     "fit": FOUNDATION | {"attacks", "checkpoint", "config", "data", "keep", "plan", "progress", "stage", "transfer"},
     "proxies": FOUNDATION | {

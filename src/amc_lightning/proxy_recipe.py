@@ -3,17 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 from amc_lightning.attacks import GuardedAttack
 from amc_lightning.config import Config, ThreatModelConfig, resolve_target
+from amc_lightning.data import Part
 from amc_lightning.entry import key_of
 from amc_lightning.recipe import attack_recipe, component, model_versions, versions_of
 from amc_lightning.seeding import derive
 from amc_lightning.stages import Stage, shares_of, stages_of
-
-Part = Literal["all", "first", "second"]
-"""Which of the proxy images: all, or one of two halves without a common image."""
 
 
 @dataclass(frozen=True)

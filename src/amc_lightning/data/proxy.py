@@ -32,6 +32,7 @@ from amc_lightning.seeding import derive
 logger = logging.getLogger(__name__)
 
 Part = Literal["all", "first", "second"]
+"""Which of the proxy images: all, or one of two halves without a common image."""
 PARTS: tuple[Part, ...] = ("all", "first", "second")
 UNKNOWN = -1
 _TRIES = 5  # how often a generator is asked for more, where some of its images had to go
