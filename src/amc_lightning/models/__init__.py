@@ -1,7 +1,11 @@
-"""Classifiers that return logits. Inputs (B, C, H, W) float32 in [0, 1]; any normalisation belongs inside the net."""
+"""Classifiers that return logits, and squeezers to put in front of them.
+
+Inputs (B, C, H, W) float32 in [0, 1]; any normalisation belongs inside the net.
+"""
 
 from amc_lightning.models.lenet import LeNet
 from amc_lightning.models.proxy_cnn import ProxyCNN
 from amc_lightning.models.resnet import ResNet32
+from amc_lightning.models.squeezing import BitDepth, MedianSmoothing, Squeezed
 
-__all__ = ["LeNet", "ProxyCNN", "ResNet32"]
+__all__ = ["BitDepth", "LeNet", "MedianSmoothing", "ProxyCNN", "ResNet32", "Squeezed"]
