@@ -21,8 +21,8 @@ from amc_lightning.cascade import Cascade
 from amc_lightning.config import CONF_DIR, read, register
 from amc_lightning.data.images import Images, Source
 from amc_lightning.errors import StageStoppedError, TrainingDivergedError, UserError
-from amc_lightning.evaluate import attack_rows, predict
 from amc_lightning.plan import probe, stage_cost
+from amc_lightning.rows import attack_rows, predict
 from amc_lightning.stage_recipe import stage_recipes
 from amc_lightning.stages import shares_of, stages_of
 from amc_lightning.store import Store

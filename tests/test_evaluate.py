@@ -12,8 +12,9 @@ from torchattacks.attack import Attack
 
 from amc_lightning.attacks import build
 from amc_lightning.config import CONF_DIR
-from amc_lightning.evaluate import attack_rows, evaluate, predict
+from amc_lightning.evaluate import evaluate
 from amc_lightning.metrics import wilson
+from amc_lightning.rows import attack_rows, predict
 from tests.test_cascade import ToyNet, toy_images
 
 GREYS = (0.95, 0.85, 0.75, 0.65, 0.58, 0.52, 0.4, 0.1)

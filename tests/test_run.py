@@ -23,8 +23,8 @@ from amc_lightning import UserError, load
 from amc_lightning.__main__ import main
 from amc_lightning.build import load_data
 from amc_lightning.config import CONF_DIR
-from amc_lightning.evaluate import predict
 from amc_lightning.metrics import wilson
+from amc_lightning.rows import predict
 from tests.test_cascade import STOP, TOY, ToyNet, composed
 from tests.test_results import disk_full_after
 

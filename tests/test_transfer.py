@@ -134,7 +134,10 @@ WRONG = pytest.mark.parametrize(
     [
         (missing, "cascade.start_from: '.*' does not exist; a .safetensors file.* Check the path"),
         (folder, "cascade.start_from: '.*' does not exist"),
-        (junk, "cascade.start_from: '.*' cannot be read .*; a whole .safetensors file. Use an undamaged copy."),
+        (
+            junk,
+            "cascade.start_from: '.*' cannot be read .*; a whole .safetensors file, or a state_dict .*Use an undamaged copy.",
+        ),
         (empty, "cascade.start_from: '.*' cannot be read"),
         (cut_short, "cascade.start_from: '.*' cannot be read"),
         (one_name_less, r"does not fit ToyNet; .*Missing key.*bn\.running_var.*Choose the model these weights"),

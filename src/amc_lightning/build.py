@@ -6,9 +6,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from amc_lightning.attacks import PLAIN, Execution, GuardedAttack, build
-from amc_lightning.config import Config, refuse_unfit, resolve_target
+from amc_lightning.config import Config, instantiate, refuse_unfit, resolve_target
 from amc_lightning.data import ImageData, ProxyData, Source
 from amc_lightning.errors import UserError
 
@@ -42,7 +43,7 @@ def pick_device(accelerator: str, precision: str = "32-true") -> torch.device:
 def load_data(config: Config) -> ImageData:
     """Return the dataset of a configuration, not read yet."""
     settings = asdict(config.dataset)
-    del settings["proxy"]
+    del settings["proxy"], settings["squeezing"]
     source = _bound(settings.pop("source"), ("root", "trust_files", "split_seed"), key="dataset.source")
     return ImageData(**settings, source=source, batch_size=config.schedule.batch_size, seed=config.seed)
 
@@ -102,6 +103,7 @@ def build_attacks(
     changes: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     execution: Execution = PLAIN,
+    label: str = "true",
 ) -> dict[str, GuardedAttack]:
     """Build attacks by name with one column of Table 1; every parameter is checked now.
 
@@ -111,6 +113,7 @@ def build_attacks(
         column: "white_box" or "black_box", or "black_box_training" for what crafts training examples under the latter.
         changes: parameters that replace those of the column, by attack.
         execution: how passes through the model are made.
+        label: whose labels the attacks turn away from, "true" or "predicted".
 
     Raises:
         UserError: for a parameter the attack does not take, or a value out of range.
@@ -126,6 +129,7 @@ def build_attacks(
             image_shape=tuple(config.dataset.shape),
             key=f"attack_params.{column}.{name}",
             execution=execution,
+            label=label,
         )
         for name in names
     }
@@ -144,7 +148,11 @@ def training_attacks(config: Config) -> dict[str, GuardedAttack]:
 
 
 def evaluation_attacks(config: Config) -> dict[str, dict[str, dict[str, GuardedAttack]]]:
-    """Return what models are measured with, by threat model, strength (``paper``, ``check``) and name."""
+    """Return what models are measured with, by threat model, strength and name.
+
+    Every threat model has the strengths ``paper`` and ``check``; a white box what else is asked for: ``predicted``,
+    ``stronger``, ``judge``.
+    """
     found = {}
     for name in config.evaluation.threat_models:
         model = config.threat_models[name]
@@ -157,4 +165,51 @@ def evaluation_attacks(config: Config) -> dict[str, dict[str, dict[str, GuardedA
             strength: build_attacks(config, config.evaluation.attacks, column, change, execution=measured)
             for strength, change in changes.items()
         }
+        if not black_box:
+            found[name] |= _other_strengths(config, column, measured)
     return found
+
+
+def post_hoc_attacks(config: Config) -> dict[str, dict[str, GuardedAttack]]:
+    """Return what examples are made with that are squeezed afterwards, by strength and name; none without squeezing.
+
+    They are those of the white box, but at strength ``check`` with what ``evaluation.check_black_box`` changes: the
+    first point that fools the model they are made on would not get through.
+    """
+    if not config.evaluation.squeezing or "white_box" not in config.evaluation.threat_models:
+        return {}
+    column = config.evaluation.params or config.threat_models["white_box"].params
+    measured = Execution(fast=execution(config).fast)
+    changes = {"paper": None, "check": config.evaluation.check_black_box}
+    found = {
+        strength: build_attacks(config, config.evaluation.attacks, column, change, execution=measured)
+        for strength, change in changes.items()
+    }
+    return found | _other_strengths(config, column, measured)
+
+
+def _other_strengths(config: Config, column: str, execution: Execution) -> dict[str, dict[str, GuardedAttack]]:
+    settings, found = config.evaluation, {}
+    if settings.label == "predicted":
+        names = settings.attacks
+        found["predicted"] = build_attacks(config, names, column, execution=execution, label="predicted")
+    if settings.stronger:
+        changes = config.attack_params["stronger"]
+        names = [name for name in settings.attacks if name in changes]
+        found["stronger"] = build_attacks(config, names, column, changes, execution=execution)
+    judge = settings.judge
+    if judge.attacks and (not judge.systems or config.system.name in judge.systems):
+        found["judge"] = build_attacks(config, judge.attacks, column, judge.params, execution=execution)
+    return {strength: members for strength, members in found.items() if members}
+
+
+def squeezers(config: Config) -> dict[str, nn.Module]:
+    """Return the feature squeezing that models are also measured with, by name.
+
+    Raises:
+        UserError: for a class or an argument that is not allowed.
+    """
+    return {
+        name: instantiate(config.squeezings[name], key=f"squeezings.{name}", kind=nn.Module)
+        for name in config.evaluation.squeezing
+    }

@@ -163,7 +163,8 @@ class Cascade:
                 "Run again.",
             )
         net = self.trainer.new_net(self.config.seed, "given")
-        fill(net, content, key="cascade.start_from", source=str(path))
+        named = "cascade.start_from" if self.config.evaluation.weights is None else "evaluation.weights"
+        fill(net, content, key=named, source=str(path))
         facts = {"steps": 0, "rows": {}, "passes_per_image": 0.0, "minutes": 0.0, "metrics": []}
         return facts, {WEIGHTS: weights_of(net)}
 

@@ -12,6 +12,8 @@ from amc_lightning.schema import CascadeConfig, Config
 
 COLUMNS = ("white_box", "black_box")
 """The columns of the paper's Table 1."""
+OTHER_COLUMNS = ("black_box_training", "stronger")
+"""What these change to a column: black_box where training examples are crafted, white_box in the paper's Table 5."""
 
 
 def check(config: Config, *, known_attacks: Sequence[str]) -> None:
@@ -26,7 +28,11 @@ def check(config: Config, *, known_attacks: Sequence[str]) -> None:
     """
     cascade, evaluation, schedule = config.cascade, config.evaluation, config.schedule
     known = known_attacks
-    for key, names in (("cascade.order", cascade.order), ("evaluation.attacks", evaluation.attacks)):
+    for key, names in (
+        ("cascade.order", cascade.order),
+        ("evaluation.attacks", evaluation.attacks),
+        ("evaluation.judge.attacks", evaluation.judge.attacks),
+    ):
         for name in names:
             if name not in config.attacks:
                 raise unknown_choice(key, name, known, "attack")
@@ -44,14 +50,15 @@ def check(config: Config, *, known_attacks: Sequence[str]) -> None:
     _number("schedule.gamma", schedule.gamma, 0, 1, open_low=True)
     for milestone in schedule.milestones:
         _number("schedule.milestones", milestone, 1)
-    if cascade.start_from is not None and not Path(cascade.start_from).is_file():
-        raise UserError(
-            "cascade.start_from",
-            cascade.start_from,
-            "does not exist",
-            "a .safetensors file of weights",
-            "Check the path; it is relative to the working directory.",
-        )
+    for key, path in (("evaluation.weights", evaluation.weights), ("cascade.start_from", cascade.start_from)):
+        if path is not None and not Path(path).is_file():
+            raise UserError(
+                key,
+                path,
+                "does not exist",
+                "a file of weights, .safetensors or .pt",
+                "Check the path; it is relative to the working directory.",
+            )
     _number("cascade.alpha", cascade.alpha, 0, 1)
     _number("cascade.current_share", cascade.current_share, 0, 1, open_low=True)
     _check_shares(cascade)
@@ -70,9 +77,10 @@ def check(config: Config, *, known_attacks: Sequence[str]) -> None:
     if evaluation.params is not None:
         _choice("evaluation.params", evaluation.params, COLUMNS)
     _choice("evaluation.stages", evaluation.stages, ("all", "ends"))
+    _choice("evaluation.label", evaluation.label, ("true", "predicted"))
     _choice("schedule.shape", schedule.shape, ("one_cycle", "steps", "constant"))
     _number("store.checkpoint_minutes", config.store.checkpoint_minutes, 0, open_low=True)
-    _choice("task.name", config.task.name, ("run", "store"))
+    _choice("task.name", config.task.name, ("run", "evaluate", "report", "store"))
     _choice("store.action", config.store.action, ("list", "explain", "verify", "prune"))
     for name in ("unused_days", "max_mb"):
         if (value := getattr(config.store, name)) is not None:
@@ -92,15 +100,21 @@ def check(config: Config, *, known_attacks: Sequence[str]) -> None:
     for key, value in (
         ("dataset.limit", config.dataset.limit),
         ("evaluation.limit", evaluation.limit),
+        ("evaluation.judge.rows", evaluation.judge.rows),
         ("trainer.threads", config.trainer.threads),
     ):
         if value is not None:
             _number(key, value, 1)
-    for key, changes in (("check", evaluation.check), ("check_black_box", evaluation.check_black_box)):
+    for key, changes in (
+        ("check", evaluation.check),
+        ("check_black_box", evaluation.check_black_box),
+        ("judge.params", evaluation.judge.params),
+    ):
         for name in changes:
             _choice(f"evaluation.{key}", name, known)
     _check_attacks(config, known)
     _check_budgets(config)
+    _check_evaluation(config)
 
 
 def unknown_choice(key: str, name: str, known: Sequence[str], group: str) -> UserError:
@@ -161,7 +175,7 @@ def _check_attacks(config: Config, known: Sequence[str]) -> None:
             allowed = "keys and values, as in conf/attack/pgm.yaml"
             raise UserError(f"attacks.{name}", spec, "is not an attack", allowed, f"Correct attacks.{name}.")
     for column, table in config.attack_params.items():
-        _choice("attack_params", column, (*COLUMNS, "black_box_training"))
+        _choice("attack_params", column, (*COLUMNS, *OTHER_COLUMNS))
         for name, params in _mapping(table, f"attack_params.{column}", "attacks and their parameters").items():
             _choice(f"attack_params.{column}", name, known)
             _check_values(config, name, {}, {} if params is None else params, key=f"attack_params.{column}.{name}")
@@ -203,12 +217,63 @@ def _mapping(value: object, key: str, needed: str) -> Mapping[str, Any]:
     return value
 
 
+def _check_evaluation(config: Config) -> None:
+    """Check what is measured beside the two strengths, and what the tasks evaluate and report are about."""
+    evaluation, task = config.evaluation, config.task.name
+    if evaluation.stronger and not config.attack_params.get("stronger"):
+        raise UserError(
+            "evaluation.stronger",
+            True,
+            "has nothing to measure with",
+            "attack_params.stronger: what it changes to white_box, by attack",
+            "Add it to the file of attack_params, or set evaluation.stronger=false.",
+        )
+    if len(set(evaluation.squeezing)) != len(evaluation.squeezing):
+        raise UserError(
+            "evaluation.squeezing", evaluation.squeezing, "names one twice", "each at most once", "Correct it."
+        )
+    given = [name for name in ("stage", "weights") if getattr(evaluation, name) is not None]
+    if len(given) != (1 if task == "evaluate" else 0):
+        raise UserError(
+            "task" if task == "evaluate" else f"evaluation.{given[0]}",
+            task if task == "evaluate" else getattr(evaluation, given[0]),
+            "needs to know one model" if task == "evaluate" else "is for task=evaluate",
+            "one of evaluation.stage (a key in the store) and evaluation.weights (a file), with task=evaluate",
+            "Give one of them." if task == "evaluate" else "Add task=evaluate, or remove it.",
+        )
+    if task == "evaluate" and config.cascade.order:
+        raise UserError(
+            "cascade.order",
+            config.cascade.order,
+            "would be trained, and task=evaluate trains nothing",
+            "no attack order",
+            "Remove defence, attack_order, system and cascade.order from the command line.",
+        )
+    for name in config.squeezings:
+        if name not in evaluation.squeezing:
+            raise UserError(
+                f"squeezings.{name}",
+                config.squeezings[name],
+                "is set, but nothing is squeezed so",
+                f"used: {', '.join(evaluation.squeezing) or 'none'}",
+                "Add it to evaluation.squeezing, or remove it.",
+            )
+    if (task == "report") != bool(config.report.manifests):
+        raise UserError(
+            "report.manifests",
+            config.report.manifests,
+            "names no manifest" if task == "report" else "is for task=report",
+            "manifest.json files of sweeps, such as [multirun/digits_tables/.../manifest.json], with task=report",
+            "Give at least one." if task == "report" else "Add task=report, or remove it.",
+        )
+
+
 def _check_budgets(config: Config) -> None:
     """Ask for the budgets of all unbounded attacks at once."""
     budgets = config.dataset.budget
     missing = [
         name
-        for name in config.evaluation.attacks
+        for name in dict.fromkeys([*config.evaluation.attacks, *config.evaluation.judge.attacks])
         if config.attacks[name].get("norm", "none given") is None and name not in budgets
     ]
     if missing:

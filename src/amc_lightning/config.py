@@ -54,6 +54,15 @@ def read(cfg: DictConfig) -> Config:
             if name in files and isinstance(given, DictConfig | dict) and "_target_" not in given:
                 cfg.attacks[name] = OmegaConf.merge(_read_choice(files[name], "an attack", "attack/pgm"), given)
         _complete_threat_models(cfg)
+        for name in map(str, cfg.evaluation.squeezing):
+            cfg.squeezings[name] = _completed("evaluation.squeezing", name, "squeezing", cfg.squeezings.get(name, {}))
+        systems = _known("system")
+        for name in map(str, cfg.evaluation.judge.systems):
+            if name not in systems:
+                raise unknown_choice("evaluation.judge.systems", name, sorted(systems), "system")
+        for node in (cfg.cascade, cfg.evaluation):  # true on a command line is a truth value
+            if not OmegaConf.is_missing(node, "label"):
+                node.label = str(node.label).lower()
         if any(cfg.threat_models[name].interface is not None for name in cfg.threat_models):
             _complete_models(cfg)
     config = OmegaConf.to_object(cfg)
@@ -158,7 +167,7 @@ def stage_epochs(config: CascadeConfig) -> list[int]:
 
 def _named(cfg: DictConfig) -> list[str]:
     """Return the attacks that are trained against or measured with."""
-    lists = ((cfg.cascade, "order"), (cfg.evaluation, "attacks"))
+    lists = ((cfg.cascade, "order"), (cfg.evaluation, "attacks"), (cfg.evaluation.judge, "attacks"))
     return [str(name) for node, key in lists if not OmegaConf.is_missing(node, key) for name in node[key]]
 
 
@@ -201,18 +210,27 @@ def _complete_threat_models(cfg: DictConfig) -> None:
 
 def _complete_models(cfg: DictConfig) -> None:
     """Put every architecture of a proxy under its name: what was given, or ``model/<name>``."""
-    files = _known("model")
     for key, names in (
         ("proxy.architecture", [cfg.proxy.architecture]),
         ("evaluation.proxies", cfg.evaluation.proxies),
     ):
         for name in map(str, names):
-            given = cfg.models.get(name, {})
-            if "_target_" in given:
-                continue
-            if name not in files:
-                raise unknown_choice(key, name, sorted({*files, *map(str, cfg.models)}), "model")
-            cfg.models[name] = OmegaConf.merge(_read_choice(files[name], "a model", "model/lenet"), given)
+            cfg.models[name] = _completed(key, name, "model", cfg.models.get(name, {}))
+
+
+def _completed(key: str, name: str, group: str, given: Mapping[str, Any]) -> Any:
+    """Return a choice of a group by its name, over which what was given has its way; what has a target is whole.
+
+    Raises:
+        UserError: if there is no such choice.
+    """
+    files = _known(group)
+    if "_target_" in given:
+        return given
+    if name not in files:
+        raise unknown_choice(key, name, sorted(files), group)
+    like = {"model": "model/lenet", "squeezing": "squeezing/bit_depth_1"}[group]
+    return OmegaConf.merge(_read_choice(files[name], f"a {group}", like), given)
 
 
 def _read_choice(path: Path, what: str, like: str) -> dict[str, Any]:

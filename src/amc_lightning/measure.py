@@ -1,68 +1,33 @@
 """Measure the stages of a cascade; what was measured before is taken from the store, attack by attack."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from amc_lightning.attacks import GuardedAttack
 from amc_lightning.cascade import StageRecord
-from amc_lightning.config import Config
-from amc_lightning.data import ImageData
-from amc_lightning.data.splits import mixed_order
 from amc_lightning.entry import key_of
 from amc_lightning.errors import StageStoppedError
-from amc_lightning.evaluate import (
-    Evaluation,
-    Outcome,
-    Remember,
-    attack_rows,
-    clean_rows,
-    evaluate,
-    predict,
-    rate_of,
-)
-from amc_lightning.outcome import fingerprint, packed, unpacked
-from amc_lightning.proxies import Proxies, ProxyRecord
-from amc_lightning.proxy_recipe import PlannedProxy, evaluation_spec
-from amc_lightning.recipe import outcome_recipe
-from amc_lightning.stage_recipe import StageRecipe
-from amc_lightning.stages import Stage
-from amc_lightning.store import Store
+from amc_lightning.evaluate import Evaluation, Remember, evaluate, rate_of
+from amc_lightning.measure_plan import BARE, UNDEFENDED, MeasurementPlan
+from amc_lightning.models import Squeezed
+from amc_lightning.outcome import packed, unpacked
+from amc_lightning.proxies import ProxyRecord
+from amc_lightning.proxy_recipe import PlannedProxy
+from amc_lightning.rows import Outcome, attack_rows, clean_rows, predict
 
-Strengths = Mapping[str, Mapping[str, GuardedAttack]]
 DURABLE_SECONDS = 0.5
 """A measurement that took less is not worth waiting for the disk, which takes some milliseconds."""
-UNDEFENDED = "undefended"
-"""Stands for M0 among the models that examples are crafted on."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One attack that a stage is measured with.
-
-    Attributes:
-        threat_model: under which threat model.
-        title: strength and name, such as "check pgm".
-        attack: the attack.
-        crafter: what its examples are crafted on: an architecture of a proxy, or ``UNDEFENDED``; None for the model
-            itself.
-        recipe: what determines its outcome.
-    """
-
-    threat_model: str
-    title: str
-    attack: GuardedAttack
-    crafter: str | None
-    recipe: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -85,119 +50,20 @@ class Measured:
 
 
 class Measurement:
-    """What every stage of a run is measured with.
+    """Measure the stages of a cascade, one after the other.
 
     Args:
-        config: the checked configuration.
-        data: the prepared dataset.
-        threats: by threat model attacks by strength (``paper``, ``check``), then by name.
-        proxies: gives the proxies of threat models with an interface; None where there are none.
-        recipes: what determines each stage of the cascade, in order.
-        store: where earlier outcomes are, and new ones go.
-        device: where to compute.
+        plan: what with.
         console: where progress is shown.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        data: ImageData,
-        threats: Mapping[str, Strengths],
-        *,
-        proxies: Proxies | None = None,
-        recipes: Sequence[StageRecipe],
-        store: Store,
-        device: torch.device,
-        console: Console,
-    ) -> None:
-        self.config = config
-        self.data = data
-        self.threats = threats
-        self.proxies = proxies
-        self.recipes = recipes
-        self.store = store
-        self.device = device
+    def __init__(self, plan: MeasurementPlan, console: Console) -> None:
+        self.plan = plan
+        self.config = plan.config
+        self.splits = plan.splits
+        self.proxies = plan.proxies
         self.console = console
         self._undefended: nn.Module | None = None
-
-    @cached_property
-    def splits(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Images (N, C, H, W) uint8 and labels (N,) int64 of the test split, and of the rows that are attacked."""
-        images, labels = self.data.tensors("attack", self.device)
-        # a limit and the gallery take leading rows, so the rows are put into an order that mixes the classes
-        order = mixed_order(labels.cpu().numpy(), self.config.dataset.split_seed)[: self.config.evaluation.limit]
-        rows = torch.from_numpy(order).to(self.device)
-        return {"test": self.data.tensors("test", self.device), "attack": (images[rows], labels[rows])}
-
-    @cached_property
-    def _fingerprints(self) -> dict[str, str]:
-        return {split: fingerprint(*tensors) for split, tensors in self.splits.items()}
-
-    # --- what there is to do -----------------------------------------------------------------------------------------
-
-    def covers(self, stage: Stage) -> bool:
-        """Say whether a stage is measured at all."""
-        return self.config.evaluation.stages == "all" or stage.index in (0, len(self.recipes) - 1)
-
-    def distinct(self, threat_model: str) -> dict[str, GuardedAttack]:
-        """Return the attacks that are another one than those before, by strength and name, such as "check pgm"."""
-        found: dict[str, GuardedAttack] = {}
-        for strength, members in self.threats[threat_model].items():
-            found |= {f"{strength} {name}": attack for name, attack in members.items() if attack not in found.values()}
-        return found
-
-    def planned_proxies(self, stage: Stage, threat_model: str) -> dict[str, PlannedProxy]:
-        """Return the proxies P'' that a stage is attacked with, by architecture; none for a white box."""
-        if self.config.threat_models[threat_model].interface is None:
-            return {}
-        assert self.proxies is not None
-        key = self.recipes[stage.index].key
-        return {
-            name: self.proxies.plan(evaluation_spec(self.config, stage, threat_model, name), key)
-            for name in self.config.evaluation.proxies
-        }
-
-    def jobs(self, stage: Stage) -> list[Job]:
-        """Return every attack that a stage is measured with; none if it is not measured."""
-        found = []
-        model = self.recipes[stage.index].key
-        for threat_model in self.threats if self.covers(stage) else ():
-            crafters: dict[str | None, str | None] = {None: None}
-            if proxies := self.planned_proxies(stage, threat_model):
-                crafters = {name: planned.key for name, planned in proxies.items()}
-                if stage.index > 0:
-                    crafters[UNDEFENDED] = self.recipes[0].key
-            found += [
-                Job(threat_model, title, attack, name, self._recipe(model, "attack", attack, key))
-                for name, key in crafters.items()
-                for title, attack in self.distinct(threat_model).items()
-            ]
-        return found
-
-    def missing(self, stage: Stage) -> list[Job]:
-        """Return those of ``jobs`` that were not done yet."""
-        return [job for job in self.jobs(stage) if not self.store.has(key_of(job.recipe))]
-
-    def identity(self) -> list[str]:
-        """Return the keys of everything that the last stage is measured with, which stages are, and the budgets."""
-        last = self.recipes[-1]
-        clean = [self._recipe(last.key, split, None, None) for split in ("test", "attack")]
-        keys = [key_of(recipe) for recipe in (*clean, *(job.recipe for job in self.jobs(last.stage)))]
-        return [*keys, self.config.evaluation.stages, key_of(self.config.dataset.budget)]
-
-    def _recipe(self, model: str, split: str, attack: GuardedAttack | None, craft_on: str | None) -> dict[str, Any]:
-        settings = self.config.evaluation
-        return outcome_recipe(
-            model,
-            attack,
-            rows=self._fingerprints[split],
-            seed=settings.seed,
-            batch_size=settings.batch_size,
-            keep=settings.gallery,
-            craft_on=craft_on,
-        )
-
-    # --- doing it ----------------------------------------------------------------------------------------------------
 
     def measure(self, record: StageRecord) -> Measured:
         """Measure a finished stage, or take what is known of it; stages come in order.
@@ -213,40 +79,51 @@ class Measurement:
         if self.proxies is not None:
             self._clean(record.key, record.net)  # what the agreement of the next stage's proxy is with
         found = Measured({}, {}, {}, self._local_proxy(record))
-        for name in self.threats if self.covers(record.stage) else ():
-            measured = self._under(record, name)
+        for name in self.plan.measured_under(record.stage):
+            squeezer = self.plan.squeezers.get(name)
+            beside = _worst(found, squeezer.post_hoc) if squeezer is not None and squeezer.adaptive else None
+            measured = self._under(record, name, beside)
             found.evaluations[name] = measured.record
             first = len(found.evaluations) == 1
             found.examples.update({key if first else f"{name}/{key}": rows for key, rows in measured.examples.items()})
             found.gallery.update(measured.gallery if first else {})
         return found
 
-    def _under(self, record: StageRecord, threat_model: str) -> Evaluation:
-        """Measure a stage under one threat model."""
+    def _under(
+        self, record: StageRecord, threat_model: str, beside: Mapping[str, NDArray[np.bool_]] | None
+    ) -> Evaluation:
+        """Measure a stage under one threat model; ``beside`` are rows by strength that are wrong in its worst case."""
+        plan, settings = self.plan, self.config.evaluation
         proxies = {
             name: self._obtain(planned, record)
-            for name, planned in self.planned_proxies(record.stage, threat_model).items()
+            for name, planned in plan.planned_proxies(record.stage, threat_model).items()
         }
-        keys = {name: proxy.key for name, proxy in proxies.items()} | {UNDEFENDED: self.recipes[0].key}
-        settings = self.config.evaluation
-        title = f"measuring {record.stage.title}" + (f" under {threat_model}" if len(self.threats) > 1 else "")
+        net, others = record.net, {name: proxy.net for name, proxy in proxies.items()}
+        if (squeezer := plan.squeezers.get(threat_model)) is not None:
+            net = Squeezed(record.net, squeezer.module.to(plan.device)).eval()
+            others = {} if squeezer.adaptive else {BARE: record.net}
+        model, keys = plan.model_key(record.stage, threat_model), plan.crafter_keys(record.stage, threat_model)
+        if plan.undefended is not None:
+            keys[UNDEFENDED] = plan.undefended.key
+        title = f"measuring {record.stage.title}" + (f" under {threat_model}" if len(plan.threats) > 1 else "")
         with self.console.status(title) as status, _explained_interrupt(record):
 
             def remember(
                 split: str, attack: GuardedAttack | None, crafter: str | None, compute: Callable[[], Outcome]
             ) -> Outcome:
-                recipe = self._recipe(record.key, split, attack, None if crafter is None else keys[crafter])
+                recipe = plan.recipe(model, split, attack, None if crafter is None else keys[crafter])
                 return self._remember(recipe, split, compute, lambda text: status.update(f"{title}: {text}"))
 
             measured = evaluate(
-                record.net,
+                net,
                 self.splits,
-                self.threats[threat_model],
+                plan.strengths(record.stage, threat_model),
                 budgets=self.config.dataset.budget,
                 seed=settings.seed,
                 batch_size=settings.batch_size,
                 gallery=settings.gallery,
-                craft_on={name: proxy.net for name, proxy in proxies.items()} or None,
+                craft_on=others or None,
+                beside=beside,
                 on_attack=lambda name: status.update(f"{title}, {name}"),
                 remember=remember,
             )
@@ -259,10 +136,10 @@ class Measurement:
 
     def _transfer(self, record: StageRecord, threat_model: str, remember: Remember) -> dict[str, Any] | None:
         """Return the error rates of a stage on examples crafted on M0; None for M0 itself."""
-        if record.stage.index == 0:
+        if record.stage.index == 0 or self.plan.undefended is None:
             return None
         found: dict[str, Any] = {}
-        for strength, members in self.threats[threat_model].items():
+        for strength, members in self.plan.threats[threat_model].items():
             rates = {}
             for name, attack in members.items():
                 outcome = remember("attack", attack, UNDEFENDED, partial(self._shown, record, attack))
@@ -277,7 +154,8 @@ class Measurement:
         """Show a stage the examples of an attack on M0, which are crafted once and kept for every other stage."""
         settings = self.config.evaluation
         images, labels = self.splits["attack"]
-        recipe = self._recipe(self.recipes[0].key, "attack", attack, None) | {"keep": len(labels)}
+        assert self.plan.undefended is not None
+        recipe = self.plan.recipe(self.plan.undefended.key, "attack", attack, None) | {"keep": len(labels)}
 
         def craft() -> Outcome:
             assert self._undefended is not None
@@ -292,7 +170,7 @@ class Measurement:
             )
 
         made = self._remember(recipe, "attack", craft, lambda text: None)
-        x_adv = torch.from_numpy(made.kept).to(self.device)
+        x_adv = torch.from_numpy(made.kept).to(self.plan.device)
         predicted = predict(record.net, x_adv, batch_size=settings.batch_size).cpu().numpy()
         return replace(
             made,
@@ -308,7 +186,7 @@ class Measurement:
 
     def _local_proxy(self, record: StageRecord) -> dict[str, Any] | None:
         """Return how good the local proxy of a stage was, by the answers of the target that it had."""
-        planned = self.recipes[record.stage.index].proxy
+        planned = self.plan.planned(record.stage).proxy
         if planned is None or self.proxies is None or (proxy := self.proxies.find(planned)) is None:
             return None
         return self._quality(proxy, None)
@@ -326,8 +204,8 @@ class Measurement:
 
     def _clean(self, key: str, net: nn.Module | None) -> Outcome | None:
         """Return a model's answers to the test split; without the model None if they are not known."""
-        recipe = self._recipe(key, "test", None, None)
-        if net is None and not self.store.has(key_of(recipe)):
+        recipe = self.plan.recipe(key, "test", None, None)
+        if net is None and not self.plan.store.has(key_of(recipe)):
             return None
 
         def compute() -> Outcome:
@@ -346,10 +224,16 @@ class Measurement:
             facts, files = packed(compute())
             return {**facts, "seconds": time.perf_counter() - start}, files
 
-        entry, _ = self.store.obtain(
+        entry, _ = self.plan.store.obtain(
             recipe, make, on_wait=lambda holder: say(f"{holder} is at it, waiting"), worth=DURABLE_SECONDS
         )
         return unpacked(entry, self.splits[split][1].cpu().numpy())
+
+
+def _worst(found: Measured, threat_model: str) -> dict[str, NDArray[np.bool_]]:
+    """Return the worst case that was measured under a threat model, by strength."""
+    rows = {strength: found.examples.get(f"{threat_model}/{strength}/worst/wrong") for strength in ("paper", "check")}
+    return {strength: wrong for strength, wrong in rows.items() if wrong is not None}
 
 
 _AGREEMENT = {"n": "n", "agree": "wrong", "share": "error", "low": "low", "high": "high"}

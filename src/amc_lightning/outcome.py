@@ -12,7 +12,7 @@ from torch import Tensor
 
 from amc_lightning.entry import REMOVE, Entry
 from amc_lightning.errors import UserError
-from amc_lightning.evaluate import NORMS, Outcome
+from amc_lightning.rows import NORMS, Outcome
 
 OUTCOME = "outcome.safetensors"
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from amc_lightning.attacks import GuardedAttack
 from amc_lightning.cascade import Cascade
-from amc_lightning.measure import UNDEFENDED, Job, Measurement
+from amc_lightning.measure_plan import BARE, UNDEFENDED, Job, MeasurementPlan
 from amc_lightning.plan import Probe, StageCost, plan_table, probe, stage_cost
 from amc_lightning.proxy_recipe import PlannedProxy
 from amc_lightning.stages import shares_of, validation_interval
@@ -17,12 +17,12 @@ from amc_lightning.stages import shares_of, validation_interval
 PROBE_ROWS = 64  # enough to fill two cores; small enough that the plan is there in seconds
 
 
-def show_plan(cascade: Cascade, measurement: Measurement, console: Console) -> None:
+def show_plan(cascade: Cascade, plan: MeasurementPlan, console: Console) -> None:
     """Print what there is to do; what is in the store already is not.
 
     Args:
         cascade: the stages, and the local proxies they are crafted on.
-        measurement: the attacks, and the proxies they are crafted on.
+        plan: the attacks, and the proxies they are crafted on.
         console: where to print.
     """
     config, data = cascade.config, cascade.trainer.data
@@ -37,21 +37,21 @@ def show_plan(cascade: Cascade, measurement: Measurement, console: Console) -> N
     if cascade.proxies is not None:
         images = cascade.proxies.images.counts
         console.print(
-            f"hardened under {config.threat_model.name}, measured under {', '.join(measurement.threats)}; "
+            f"hardened under {config.threat_model.name}, measured under {', '.join(plan.threats)}; "
             f"{images['kept']:,} images for queries ({images['overlapping']:,} of the target's own left out)",
             highlight=False,
         )
-    todo = _todo(cascade, measurement)
+    todo = _todo(cascade, plan)
     if todo.is_empty:
         return
-    probes = _probes(cascade, measurement, todo)
+    probes = _probes(cascade, plan, todo)
     costs = _costs(cascade, todo, probes)
-    attacked = len(measurement.splits["attack"][1])
     seconds = sum(
-        probes[job.crafter if job.crafter in config.models else None].attack[_title(job)] for job in todo.jobs
+        probes[job.crafter if job.crafter in config.models else None].attack[_title(job)] * job.rows
+        for job in todo.jobs
     )
     stored = [planned.stage.title for planned in cascade.recipes if cascade.store.has(planned.key)]
-    console.print(plan_table(costs, seconds * attacked / 60, stored=stored))
+    console.print(plan_table(costs, seconds / 60, stored=stored))
 
 
 @dataclass(frozen=True)
@@ -68,21 +68,21 @@ class _Todo:
         return not (self.stages or self.attackers or self.jobs)
 
 
-def _todo(cascade: Cascade, measurement: Measurement) -> _Todo:
+def _todo(cascade: Cascade, plan: MeasurementPlan) -> _Todo:
     store = cascade.store
     stages = [place for place, planned in enumerate(cascade.recipes) if not store.has(planned.key)]
     local = [(place, proxy) for place in stages if (proxy := cascade.recipes[place].proxy) is not None]
     planned = {
         proxy.key: proxy
         for stage in (recipe.stage for recipe in cascade.recipes)
-        for threat_model in (measurement.threats if measurement.covers(stage) else ())
-        for proxy in measurement.planned_proxies(stage, threat_model).values()
+        for threat_model in plan.measured_under(stage)
+        for proxy in plan.planned_proxies(stage, threat_model).values()
     }
     return _Todo(
         stages,
         [(place, proxy) for place, proxy in local if not store.has(proxy.key)],
         [proxy for key, proxy in planned.items() if not store.has(key)],
-        [job for recipe in cascade.recipes for job in measurement.missing(recipe.stage)],
+        [job for recipe in cascade.recipes for job in plan.missing(recipe.stage)],
     )
 
 
@@ -90,7 +90,7 @@ def _title(job: Job) -> str:
     return f"{job.threat_model} {job.title}"
 
 
-def _probes(cascade: Cascade, measurement: Measurement, todo: _Todo) -> dict[str | None, Probe]:
+def _probes(cascade: Cascade, plan: MeasurementPlan, todo: _Todo) -> dict[str | None, Probe]:
     """Time the target (None) and every architecture of a proxy: training, and the attacks that are crafted on it."""
     config, trainer = cascade.config, cascade.trainer
     images, labels = trainer.data.tensors("train", trainer.device)
@@ -99,7 +99,7 @@ def _probes(cascade: Cascade, measurement: Measurement, todo: _Todo) -> dict[str
     on_proxy = any(planned.proxy is not None for planned in cascade.recipes)
     attacks: dict[str | None, dict[str, GuardedAttack]] = {None: {} if on_proxy else dict(trainer.attacks)}
     used = {proxy.spec.architecture for _, proxy in todo.proxies} | {p.spec.architecture for p in todo.attackers}
-    used |= {job.crafter for job in todo.jobs if job.crafter not in (None, UNDEFENDED)}
+    used |= {job.crafter for job in todo.jobs if job.crafter not in (None, UNDEFENDED, BARE)}
     if on_proxy:
         used.add(config.proxy.architecture)
     for name in sorted(used):

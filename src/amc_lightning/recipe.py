@@ -26,7 +26,7 @@ computed changes.
 """
 COMPONENTS: Mapping[str, Sequence[str]] = {
     "attacks": ("attacks/*.py",),
-    "evaluation": ("evaluate.py", "measure.py", "outcome.py", "seeding.py"),
+    "evaluation": ("evaluate.py", "measure.py", "measure_plan.py", "outcome.py", "rows.py", "seeding.py"),
     "models": ("models/*.py",),
     "proxies": ("proxies.py", "proxy.py", "proxy_recipe.py", "threat.py"),
     "training": (

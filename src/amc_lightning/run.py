@@ -16,23 +16,34 @@ from rich.console import Console
 
 from amc_lightning import tracking
 from amc_lightning.attacks import GuardedAttack
-from amc_lightning.build import evaluation_attacks, load_data, load_proxy_data, pick_device, training_attacks
+from amc_lightning.build import (
+    evaluation_attacks,
+    load_data,
+    load_proxy_data,
+    pick_device,
+    post_hoc_attacks,
+    squeezers,
+    training_attacks,
+)
 from amc_lightning.cascade import Cascade, StageRecord
-from amc_lightning.config import Config, ThreatModelConfig, instantiate, stage_epochs
+from amc_lightning.config import Config, instantiate
 from amc_lightning.data import ImageData
 from amc_lightning.entry import SHORT, key_of
 from amc_lightning.errors import NotFiniteError, StageStoppedError, TrainingDivergedError, UserError
 from amc_lightning.fit import Fitter
-from amc_lightning.measure import Measured, Measurement, Strengths
-from amc_lightning.model_check import check_model
+from amc_lightning.header import header
+from amc_lightning.measure import Measured, Measurement
+from amc_lightning.measure_plan import MeasurementPlan
+from amc_lightning.model_check import check_model, check_squeezer
 from amc_lightning.planning import show_plan
 from amc_lightning.proxies import Proxies
 from amc_lightning.proxy_recipe import crafts_on_proxy, evaluation_part, hardening_part
 from amc_lightning.report import console_table, read_results, write_all
 from amc_lightning.results import RunFolder, refuse_run
-from amc_lightning.stage_recipe import stage_recipes
+from amc_lightning.stage_recipe import StageRecipe, stage_recipes
 from amc_lightning.stages import Stage
 from amc_lightning.store import Store
+from amc_lightning.stored import stored_stage
 from amc_lightning.train import StageTrainer
 
 log = logging.getLogger(__name__)
@@ -63,10 +74,14 @@ def run(config: Config, folder: Path, *, console: Console | None = None) -> Path
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     device = pick_device(config.trainer.accelerator, config.trainer.precision)
-    training = training_attacks(config)
-    threats = evaluation_attacks(config)
-    tracking.check(config.logger)
     store = Store(Path(config.store.root).expanduser())
+    stored = None
+    if config.evaluation.stage is not None:
+        config, stored = stored_stage(config, store)
+    training = {} if stored is not None else training_attacks(config)
+    threats = evaluation_attacks(config)
+    squeezing = squeezers(config)
+    tracking.check(config.logger)
     data = load_data(config)
     trainer = StageTrainer(config, data, training, device=device, console=console)
     net = trainer.new_net(config.seed, "probe").to(device)  # a wrong model is found before any file is read
@@ -74,36 +89,65 @@ def run(config: Config, folder: Path, *, console: Console | None = None) -> Path
     data.prepare()
     x = torch.from_numpy(data.splits["validation"].x[:4]).to(device).float() / 255
     check_model(net, x, data.num_classes)
+    for name, squeezer in squeezing.items():
+        check_squeezer(squeezer.to(device), x, key=f"squeezings.{name}")
+    if stored is not None and data.fingerprint_of("train") != stored.recipe["training_data"]:
+        raise UserError(
+            "dataset",
+            data.name,
+            "is not what the stage was trained on: its held-out images may be among those",
+            "the same files, split and cap",
+            "Give dataset.root, dataset.split_seed and so on as in the run that trained it.",
+        )
     for name, node in config.models.items():  # before images for queries are read or made, which takes longer
         key = f"models.{name}"
         check_model(trainer.fitter.new_net(node, "probe", key=key).to(device), x, data.num_classes, key=key)
     proxies = _proxies(config, data, training, trainer.fitter, store, folder, console)
-    recipes = stage_recipes(
+    recipes = [stored] if stored is not None else _recipes(config, data, training, proxies)
+    plan = MeasurementPlan(
         config,
-        training,
-        train=data.fingerprint_of("train"),
-        validation=data.fingerprint_of("validation"),
-        queries=proxies.images.fingerprint_of(hardening_part(config)) if proxies and crafts_on_proxy(config) else None,
+        data,
+        threats,
+        proxies=proxies,
+        squeezers=squeezing,
+        post_hoc=post_hoc_attacks(config),
+        recipes=recipes,
+        store=store,
+        device=device,
     )
-    measurement = Measurement(
-        config, data, threats, proxies=proxies, recipes=recipes, store=store, device=device, console=console
-    )
+    measurement = Measurement(plan, console)
     cascade = Cascade(trainer, recipes, store=store, folder=folder, proxies=proxies, replay=tracking.replay)
     cascade.open_logger = partial(_open_logger, config, folder, cascade.keys[-1])
-    identity = key_of({"stages": cascade.keys, "name": config.name, "rest": measurement.identity()})
+    identity = key_of({"stages": cascade.keys, "name": config.name, "rest": plan.identity()})
     refuse_run(folder, identity)
-    show_plan(cascade, measurement, console)
+    show_plan(cascade, plan, console)
     if config.plan_only:
         return folder
     store.prepare()
     for place, key in ((folder, "hydra.run.dir"), (store.root, "store.root")):
         _check_space(place, key)
-    results = RunFolder(folder, {"identity": identity, **_header(config, data, training, threats, proxies, device)})
+    results = RunFolder(folder, {"identity": identity, **header(config, data, training, plan, net)})
     (folder / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
     _train_and_measure(cascade, measurement, results)
     console.print(console_table(read_results(folder)))
     console.print(f"Everything is in {folder}", soft_wrap=True, highlight=False, markup=False)
     return folder
+
+
+def _recipes(
+    config: Config, data: ImageData, training: Mapping[str, GuardedAttack], proxies: Proxies | None
+) -> list[StageRecipe]:
+    queries = proxies.images.fingerprint_of(hardening_part(config)) if proxies and crafts_on_proxy(config) else None
+    recipes = stage_recipes(
+        config,
+        training,
+        train=data.fingerprint_of("train"),
+        validation=data.fingerprint_of("validation"),
+        queries=queries,
+    )
+    if config.cascade.transfer == "none" and config.evaluation.stages == "ends" and queries is None:
+        return [*recipes[:1], *recipes[1:][-1:]]  # nothing starts from the stages between, and nobody measures them
+    return recipes
 
 
 def _proxies(
@@ -150,83 +194,6 @@ def _check_space(folder: Path, key: str) -> None:
             "at least 50 MB",
             "Free some space, or choose another folder.",
         )
-
-
-def _header(
-    config: Config,
-    data: ImageData,
-    training: Mapping[str, GuardedAttack],
-    threats: Mapping[str, Strengths],
-    proxies: Proxies | None,
-    device: torch.device,
-) -> dict[str, Any]:
-    return {
-        "experiment": config.name,
-        "defence": config.defence.name,
-        "seed": config.seed,
-        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
-        "threads": torch.get_num_threads(),
-        "dataset": {
-            "name": data.name,
-            "verified": data.verified,
-            "fingerprint": data.fingerprint,
-            "class_names": list(data.class_names),
-            "shape": list(data.shape),
-            "counts": data.counts,
-            "counts_read": data.counts_read,
-            "limit": config.dataset.limit,
-        },
-        "threat_model": config.threat_model.name,
-        "threat_models": list(threats),
-        "interfaces": {
-            name: _interface(config.threat_models[name])
-            for name in dict.fromkeys([config.threat_model.name, *threats])
-            if config.threat_models[name].interface is not None
-        },
-        "proxy_data": None if proxies is None else _proxy_data(config, proxies),
-        "crafting": {
-            "column": config.cascade.craft_params,
-            "attacks": {name: dict(attack.params) for name, attack in training.items()},
-            "epochs": stage_epochs(config.cascade),
-            "transfer": config.cascade.transfer,
-        },
-        "preset": config.preset.name,
-        "order": config.cascade.order,
-        "evaluated": config.evaluation.attacks,
-        "budget": {name: {"norm": "l1", "radius": radius} for name, radius in config.dataset.budget.items()},
-        "attacks": {
-            threat_model: {
-                strength: {name: dict(attack.params) for name, attack in members.items()}
-                for strength, members in strengths.items()
-            }
-            for threat_model, strengths in threats.items()
-        },
-    }
-
-
-_KINDS = {"Label": "label", "NoisyLabel": "noisy_label", "Probabilities": "probabilities"}
-
-
-def _interface(model: ThreatModelConfig) -> dict[str, Any]:
-    assert model.interface is not None
-    path = str(model.interface["_target_"])
-    package, _, name = path.rpartition(".")
-    return {
-        "kind": _KINDS.get(name, path) if package == "amc_lightning.threat" else path,
-        "settings": {key: value for key, value in model.interface.items() if key != "_target_"},
-        "budget": model.budget,
-    }
-
-
-def _proxy_data(config: Config, proxies: Proxies) -> dict[str, Any]:
-    assert config.dataset.proxy.source is not None
-    source = str(config.dataset.proxy.source["_target_"])
-    return {
-        "source": source.rpartition(".")[2] if source.startswith("amc_lightning.") else source,
-        **proxies.images.counts,
-        "verified": proxies.images.verified,
-        "halves": config.proxy.halves,
-    }
 
 
 def _train_and_measure(cascade: Cascade, measurement: Measurement, results: RunFolder) -> None:

@@ -50,6 +50,7 @@ class DatasetConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     epochs: dict[str, int] = field(default_factory=dict)
     budget: dict[str, float] = field(default_factory=dict)
+    squeezing: list[str] = field(default_factory=list)
     proxy: ProxyDataConfig = field(default_factory=ProxyDataConfig)
 
 
@@ -100,6 +101,16 @@ class CascadeConfig:
 
 
 @dataclass
+class JudgeConfig:
+    """Attacks of another making, such as AutoAttack, on leading rows of the attack split: of last stages only."""
+
+    attacks: list[str] = field(default_factory=list)
+    rows: int | None = 512
+    systems: list[str] = field(default_factory=list)
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class EvaluationConfig:
     """What every stage is measured with."""
 
@@ -110,6 +121,12 @@ class EvaluationConfig:
     stages: str = "all"
     check: dict[str, Any] = field(default_factory=dict)
     check_black_box: dict[str, Any] = field(default_factory=dict)
+    label: str = "true"
+    stronger: bool = False
+    squeezing: list[str] = field(default_factory=list)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    stage: str | None = None
+    weights: str | None = None
     batch_size: int = 512
     limit: int | None = None
     gallery: int = 12
@@ -156,6 +173,14 @@ class StoreConfig:
 
 
 @dataclass
+class ReportConfig:
+    """What ``task=report`` builds tables from, and where."""
+
+    manifests: list[str] = field(default_factory=list)
+    folder: str | None = None
+
+
+@dataclass
 class NamedConfig:
     """A choice that carries nothing but its name."""
 
@@ -180,6 +205,9 @@ class Config:
     threat_models: dict[str, Any] = field(default_factory=dict)
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
     models: dict[str, Any] = field(default_factory=dict)
+    squeezings: dict[str, Any] = field(default_factory=dict)
+    system: NamedConfig = field(default_factory=lambda: NamedConfig(""))
+    scale: dict[str, Any] = field(default_factory=dict)
     defence: NamedConfig = field(default_factory=NamedConfig)
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -187,6 +215,7 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     logger: dict[str, Any] = field(default_factory=dict)
 
 

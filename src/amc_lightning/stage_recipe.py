@@ -136,7 +136,11 @@ def read_start(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(
-            "cascade.start_from", str(path), f"cannot be read ({error.strerror})", "a .safetensors file", "Check it."
+            "cascade.start_from",
+            str(path),
+            f"cannot be read ({error.strerror})",
+            "a file of weights, .safetensors or .pt",
+            "Check it.",
         ) from error
 
 

@@ -242,26 +242,31 @@ class Store:
         """Return the keys of all entries, unchecked, sorted."""
         return sorted(path.name for path in (self.root / "entries").glob("*/*") if KEY.fullmatch(path.name))
 
-    def find(self, beginning: str) -> str:
+    def find(self, beginning: str, *, setting: str = "store.keys") -> str:
         """Return the one key that begins so.
+
+        Args:
+            beginning: its first digits.
+            setting: where they were given, for messages.
 
         Raises:
             UserError: if there is none, or more than one.
         """
         if not _BEGINNING.fullmatch(beginning):
+            quoted = "['12e4']" if setting == "store.keys" else "'12e4'"
             raise UserError(
-                "store.keys",
+                setting,
                 beginning,
                 "is not the beginning of a key",
                 "digits 0-9a-f",
-                "Put what looks like a number into quotes: \"store.keys=['12e4']\".",
+                f'Put what looks like a number into quotes: "{setting}={quoted}".',
             )
         found = [key for key in self.keys() if key.startswith(beginning)]
         if len(found) == 1:
             return found[0]
         shown = ", ".join(key[: SHORT + 4] for key in found[:5])
         raise UserError(
-            "store.keys",
+            setting,
             beginning,
             "is the beginning of several keys" if found else "is the beginning of no key",
             f"these begin so: {shown}" if found else f"{len(self.keys())} keys are in {self.root}",

@@ -14,10 +14,10 @@ from amc_lightning.attacks import GuardedAttack
 from amc_lightning.checkpoint import random_states, set_random_states
 from amc_lightning.config import Config
 from amc_lightning.data import ImageData
-from amc_lightning.evaluate import attack_rows, predict
 from amc_lightning.fit import Fitter, Trained
 from amc_lightning.mixer import Mixer
 from amc_lightning.plan import PassCount
+from amc_lightning.rows import attack_rows, predict
 from amc_lightning.seeding import derive, generator
 from amc_lightning.stage import StageModule
 from amc_lightning.stages import Stage, shares_of, stage_seed, validation_interval

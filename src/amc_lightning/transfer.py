@@ -1,11 +1,14 @@
 """Move weights from one stage of a cascade to the next, and nothing else."""
 
+import io
+import pickle
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
 
 from amc_lightning.errors import UserError
 from amc_lightning.results import write_whole
@@ -45,11 +48,12 @@ def load_weights(net: nn.Module, path: Path, *, key: str = "weights") -> None:
 
 
 def fill(net: nn.Module, content: bytes, *, key: str, source: str) -> None:
-    """Load the content of a safetensors file into ``net``: every name and shape must fit.
+    """Load the content of a file of weights into ``net``: every name and shape must fit.
 
     Args:
         net: the network to fill, in place.
-        content: what ``weights_of`` returned; nothing in it is executed, whatever it is.
+        content: what ``weights_of`` returned, or a file that ``torch.save`` wrote of a state_dict or of a checkpoint
+            with one; nothing in it is executed, whatever it is.
         key: the setting it came from, for the message.
         source: the file it came from, for the message.
 
@@ -57,8 +61,8 @@ def fill(net: nn.Module, content: bytes, *, key: str, source: str) -> None:
         UserError: if it is damaged, or of another network.
     """
     try:
-        state = load(content)
-    except (SafetensorError, ValueError) as error:
+        state = _saved(content, net) if content.startswith(_ZIP) else load(content)
+    except (SafetensorError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         raise _unreadable(key, source, error) from error
     try:
         net.load_state_dict(state, strict=True)
@@ -73,8 +77,30 @@ def fill(net: nn.Module, content: bytes, *, key: str, source: str) -> None:
         ) from error
 
 
+_ZIP = b"PK\x03\x04"  # what torch.save writes begins so
+_PREFIXES = ("net.", "model.", "module.")  # of modules that hold the network, as ours do, and of DataParallel
+
+
+def _saved(content: bytes, net: nn.Module) -> dict[str, Tensor]:
+    """Return the state_dict of a file that ``torch.save`` wrote, without the name of a module around the network."""
+    found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    state = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        raise ValueError("it holds no state_dict")
+    wanted = net.state_dict().keys()
+    for prefix in _PREFIXES:
+        bare = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        if state.keys() != wanted and bare.keys() == wanted:
+            return bare
+    return state
+
+
 def _unreadable(key: str, source: str, error: Exception) -> UserError:
-    return UserError(key, source, f"cannot be read ({error})", "a whole .safetensors file", "Use an undamaged copy.")
+    detail = " ".join(str(error).split())[:300]
+    allowed = "a whole .safetensors file, or a state_dict that torch.save wrote"
+    return UserError(key, source, f"cannot be read ({detail})", allowed, "Use an undamaged copy.")
 
 
 class WeightTransfer(pl.Callback):

@@ -51,7 +51,7 @@ def test_distances_norms_costs_and_facts(make_run: MakeRun) -> None:
     assert distances["model"] == ["distance", "10 % quantile", "50 % quantile", "90 % quantile"]
     assert distances["stage 4 (pgm)"] == ["elastic net", "1.6", "3.2", "10.4"]
     norms = tables["Size of the perturbations, and what they took"]
-    assert norms["stage 2 (vap)/pgm (check)"] == ["pgm (check)", "0.27, 0.3", "2.7, 4.05", "21.6, 32.4", "15.0"]
+    assert norms["stage 2 (vap)/pgm (check)"] == ["pgm (check)", "0.27, 0.3", "2.7, 4.05", "21.6, 32.4", "15.0", "-"]
     costs = tables["What training cost"]
     assert costs["M0 (undefended)"] == ["40", "360", "0.2", "40", "0", "0", "0", "0", "`0a0a0a0a0a0a`, there before"]
     assert costs["stage 2 (vap)"] == ["20", "180", "0.7", "800", "150", "700", "0", "0", "`2a2a2a2a2a2a`"]

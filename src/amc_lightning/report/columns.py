@@ -1,6 +1,6 @@
 """The columns of the error table, shared by the console, the Markdown report and the heat map."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +8,8 @@ from amc_lightning.report.record import Rate, Results, Stage, Strength
 
 Group = Literal["clean", "attack", "summary"]
 SUMMARIES = ("mean", "worst")
+OTHER_HEADINGS: Mapping[Strength, str] = {"predicted": "own label", "stronger": "stronger", "judge": "judge"}
+"""The second line of the headings of strengths beside paper and check."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,16 @@ def columns(results: Results) -> list[Column]:
     """Return the table's columns: clean, the attacks, then mean and worst at both strengths.
 
     An attack has a second column where its check is another attack than the paper's, and one more where it is an
-    unbounded search that is also measured at a fixed budget.
+    unbounded search that is also measured at a fixed budget. Attacks of other strengths follow them.
     """
     found = [Column("clean", "clean", "paper", ("clean", ""))]
     for attack in results.attack_names:
         found += _attack_columns(results, attack)
+    for strength, heading in OTHER_HEADINGS.items():
+        found += [
+            Column("attack", attack, strength, (attack, heading))
+            for attack in results.attacks.get(results.primary, {}).get(strength, {})
+        ]
     for name in SUMMARIES if results.attack_names else ():
         found += [Column("summary", name, strength, (name, strength)) for strength in ("paper", "check")]
     return found

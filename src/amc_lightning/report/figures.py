@@ -43,7 +43,11 @@ def write_figures(folder: Path) -> list[Path]:
     gallery = read_gallery(folder)
     drawn: dict[str, Figure | None] = {
         EXAMPLES: None if gallery is None else draw_examples(results, gallery),
-        **{error_rates_file(results, name): draw_error_rates(results.under(name)) for name in results.threat_models},
+        **{
+            error_rates_file(results, name): draw_error_rates(results.under(name))
+            for name in results.threat_models
+            if name not in results.squeezings  # a picture of the one without the other would mislead
+        },
         TRAINING_CURVES: draw_curves(results, read_epochs(folder)),
     }
     written = []

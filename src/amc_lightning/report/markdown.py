@@ -5,7 +5,7 @@ from pathlib import Path
 
 from amc_lightning.report import proxy_wording, wording
 from amc_lightning.report.black_box_markdown import black_box_blocks, hardening_proxies, proxy_data_text
-from amc_lightning.report.columns import budget_text, columns
+from amc_lightning.report.columns import OTHER_HEADINGS, budget_text, columns
 from amc_lightning.report.figures import EXAMPLES, FIGURES_FOLDER, TRAINING_CURVES, error_rates_file
 from amc_lightning.report.markdown_table import markdown_table
 from amc_lightning.report.reading import read_results
@@ -78,6 +78,8 @@ def _errors(results: Results, not_shown: str) -> Iterator[str]:
     yield f"## Error rates (%), lower is better{_threat(results)}"
     if results.is_black_box:
         yield proxy_wording.attacker(results.interfaces[results.primary], results.measured)
+    if results.primary in results.squeezings:
+        yield wording.squeezed(results.squeezings[results.primary])
     yield _error_table(results)
     yield _notes(results, not_shown)
     if results.is_black_box:
@@ -119,6 +121,7 @@ def _notes(results: Results, not_shown: str) -> str:
         wording.splits(results),
         wording.strengths(results),
         wording.summaries(results),
+        wording.other_strengths(results),
         not_shown,
         wording.without_gradient(results),
         "Where two intervals overlap, this table does not show that the rates differ. Attacks use the true labels.",
@@ -150,26 +153,33 @@ def _distances(results: Results) -> Iterator[str]:
 
 def _norms(results: Results) -> Iterator[str]:
     """Yield the section on norms: one row per model and attack, the check too where it differs."""
-    rows = []
+    rows: list[list[str]] = []
     for stage in results.measured:
         for attack in results.attack_names:
             strengths: tuple[Strength, ...] = ("paper", "check") if results.differs(attack) else ("paper",)
             for strength in strengths:
-                rate = stage.rates(strength).get(attack)
-                if rate is not None and rate.norms:
-                    name = f"{attack} ({strength})" if len(strengths) > 1 else attack
-                    sizes = [_size(rate.norms.get(norm)) for norm in ("linf", "l2", "l1")]
-                    passes = "-" if rate.gradient_passes is None else f"{rate.gradient_passes:,.1f}"
-                    rows.append([stage.long_label, name, *sizes, passes])
+                name = f"{attack} ({strength})" if len(strengths) > 1 else attack
+                rows += _norm_row(stage, name, stage.rates(strength).get(attack))
+        for strength, heading in OTHER_HEADINGS.items():
+            for attack in results.attacks.get(results.primary, {}).get(strength, {}):
+                rows += _norm_row(stage, f"{attack} ({heading})", stage.rates(strength).get(attack))
     if rows:
         yield f"## Size of the perturbations, and what they took{_threat(results)}"
         yield (
             "Median and largest over all rows of the attack split, rows not fooled included; pixels in [0, 1]. "
-            "Passes: gradient passes of the attack per row."
+            "Passes: gradient passes of the attack per row. Saved: what share of the passes it did not need, as rows "
+            "that it had fooled left the batch; the same rows are fooled."
         )
         yield markdown_table(
-            ["model", "attack", "linf: median, max", "l2: median, max", "l1: median, max", "passes"], rows
+            ["model", "attack", "linf: median, max", "l2: median, max", "l1: median, max", "passes", "saved"], rows
         )
+
+
+def _norm_row(stage: Stage, name: str, rate: Rate | None) -> Iterator[list[str]]:
+    if rate is not None and rate.norms:
+        sizes = [_size(rate.norms.get(norm)) for norm in ("linf", "l2", "l1")]
+        passes = "-" if rate.gradient_passes is None else f"{rate.gradient_passes:,.1f}"
+        yield [stage.long_label, name, *sizes, passes, wording.saved(rate)]
 
 
 def _size(norm: Norm | None) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from amc_lightning.errors import UserError
 from amc_lightning.report.node import DO, RESULTS_FILE, Node
-from amc_lightning.report.record import Crafting, Dataset, Epoch, Gallery, Interface, ProxyData, Results
+from amc_lightning.report.record import Crafting, Dataset, Epoch, Gallery, Interface, ProxyData, Results, Squeezing
 from amc_lightning.report.stage_reading import read_stage
 
 FORMATS = (1, 2)
@@ -120,6 +120,12 @@ def parse_results(raw: Mapping[str, object]) -> Results:
         hardening=known.get(threat_model),
         proxy_data=_proxy_data(node.optional_child("proxy_data")),
         crafting=_crafting(node.optional_child("crafting"), len(order)),
+        system=node.optional_text("system") or "",
+        squeezings={
+            name: Squeezing(entry.text("name"), dict(entry.child("settings").raw), entry.flag("adaptive"))
+            for name, entry in node.child("squeezings", optional=True).children().items()
+        },
+        num_parameters=None if (size := node.optional_number("parameters")) is None else int(size),
     )
 
 

@@ -7,7 +7,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Strength = Literal["paper", "check"]
+Strength = Literal["paper", "check", "stronger", "predicted", "judge"]
+"""``paper`` and ``check`` are always there; ``stronger`` is the paper's Table 5, ``predicted`` the paper's attacks away
+from the model's own answers, ``judge`` attacks of another making on leading rows."""
 UNDEFENDED = "undefended"
 
 
@@ -24,7 +26,8 @@ class Rate:
     """An error rate in percent with its 95 % Wilson interval.
 
     ``wrong`` is a count of rows, except for a mean over attacks, where it is a mean of counts. ``gradient_passes`` is
-    the attack's mean per row, ``zero_gradient`` the number of rows that it had no gradient to move by. Under a
+    the attack's mean per row and ``most_passes`` what it would take if no row left the batch once fooled (None if that
+    is not known), ``zero_gradient`` the number of rows that it had no gradient to move by. Under a
     black-box threat model ``proxy`` is the rate of the proxy P'' itself on the same examples, and ``architecture``
     which P'' they were made on: the most harmful.
     """
@@ -37,6 +40,7 @@ class Rate:
     norms: Mapping[str, Norm] = field(default_factory=dict)
     quantiles: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     gradient_passes: float | None = None
+    most_passes: float | None = None
     zero_gradient: int = 0
     architecture: str = ""
     proxy: "Rate | None" = None
@@ -90,6 +94,7 @@ class Evaluation:
 
     Under a black-box threat model ``proxies`` are the P'' that attacks were made on, by architecture, and
     ``transfer_paper`` and ``transfer_check`` the model's errors on the examples made for M0 with its own gradients.
+    ``others`` are the strengths beside paper and check, each with the attacks that it has.
     """
 
     clean: Rate
@@ -98,6 +103,11 @@ class Evaluation:
     proxies: Mapping[str, Proxy] = field(default_factory=dict)
     transfer_paper: Mapping[str, Rate] = field(default_factory=dict)
     transfer_check: Mapping[str, Rate] = field(default_factory=dict)
+    others: Mapping[Strength, Mapping[str, Rate]] = field(default_factory=dict)
+
+    def rates(self, strength: Strength) -> Mapping[str, Rate]:
+        """Return the rates on the attack split at one strength, by attack; empty if not measured."""
+        return {"paper": self.paper, "check": self.check, **self.others}.get(strength, {})
 
     def transfer(self, strength: Strength) -> Mapping[str, Rate]:
         """Return the errors on M0's examples at one strength, by attack; empty if not measured."""
@@ -144,7 +154,7 @@ class Stage:
 
     def rates(self, strength: Strength) -> Mapping[str, Rate]:
         """Return the rates on the attack split at one strength, by attack name, "mean" and "worst" among them."""
-        return self.evaluation.paper if strength == "paper" else self.evaluation.check
+        return self.evaluation.rates(strength)
 
 
 @dataclass(frozen=True)
@@ -211,13 +221,30 @@ class Interface:
 
 
 @dataclass(frozen=True)
+class Squeezing:
+    """Feature squeezing in front of the models, and how it was attacked.
+
+    Args:
+        name: its name in the group ``squeezing``.
+        settings: its class and parameters.
+        adaptive: whether attacks went through it (BPDA); else they were made without it and squeezed afterwards.
+    """
+
+    name: str
+    settings: Mapping[str, object]
+    adaptive: bool
+
+
+@dataclass(frozen=True)
 class Results:
     """The whole of results.json.
 
     ``threat_model`` is how the defender hardened, through the interface ``hardening`` if it is a black box;
     ``threat_models`` is how the models were measured, the primary one first, ``interfaces`` those of the black boxes.
     ``budget`` maps an evaluated attack to its norm and radius, ``attacks`` a threat model and a strength to each
-    attack's parameters; ``crafting`` is None where the run did not record it.
+    attack's parameters; ``crafting`` is None where the run did not record it. ``system`` is the name of a row of the
+    paper's tables, empty where the run is none; ``squeezings`` are the threat models that have feature squeezing in
+    front of the model; ``num_parameters`` is the number of weights of the network, None where that is not on record.
     """
 
     experiment: str
@@ -242,6 +269,9 @@ class Results:
     proxy_data: ProxyData | None = None
     hardening: Interface | None = None
     crafting: Crafting | None = None
+    system: str = ""
+    squeezings: Mapping[str, Squeezing] = field(default_factory=dict)
+    num_parameters: int | None = None
 
     @property
     def primary(self) -> str:

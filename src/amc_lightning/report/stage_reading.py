@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 from amc_lightning.report.node import Node
-from amc_lightning.report.record import Agreement, Evaluation, Norm, Proxy, Rate, Stage
+from amc_lightning.report.record import Agreement, Evaluation, Norm, Proxy, Rate, Stage, Strength
+
+OTHERS: tuple[Strength, ...] = ("stronger", "predicted", "judge")
 
 
 def read_stage(node: Node, threat_models: Sequence[str], *, is_first: bool) -> Stage:
@@ -54,6 +56,7 @@ def _evaluation(node: Node, threat_model: str) -> Evaluation:
         },
         transfer_paper={} if transfer is None else _rates(transfer.child("paper")),
         transfer_check={} if transfer is None else _rates(transfer.child("check")),
+        others={name: _rates(node.child(name)) for name in OTHERS if name in node.raw},
     )
 
 
@@ -106,6 +109,7 @@ def _rate(node: Node) -> Rate:
             if None not in entry.raw.values()  # null where no row was fooled
         },
         gradient_passes=node.optional_number("gradient_passes"),
+        most_passes=node.optional_number("most_passes"),
         zero_gradient=int(node.optional_number("zero_gradient") or 0),
         architecture=node.optional_text("architecture") or "",
         proxy=None if proxy is None else _rate(proxy),

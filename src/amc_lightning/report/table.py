@@ -55,6 +55,8 @@ class ErrorTable:
                 return
             if view.is_black_box:
                 yield Text(proxy_wording.attacker(view.interfaces[view.primary], view.measured), style="dim")
+            if view.primary in view.squeezings:
+                yield Text(wording.squeezed(view.squeezings[view.primary]), style="dim")
             padding, blocks = 1, _blocks(view, console, options, 1)
             if len(blocks) > 1:
                 padding, blocks = 0, _blocks(view, console, options, 0)
@@ -64,7 +66,8 @@ class ErrorTable:
             if outdone := proxy_wording.outdone(view) if view.is_black_box else "":
                 yield Text(outdone)
                 yield Text()
-        said = [note(view) for note in (wording.sizes, wording.strengths, wording.summaries) for view in views]
+        notes = (wording.sizes, wording.strengths, wording.summaries, wording.other_strengths)
+        said = [note(view) for note in notes for view in views]
         yield from (Text(note, style="dim") for note in dict.fromkeys(said) if note)
         yield from (Text(note) for note in dict.fromkeys(_proxy_notes(views)))
         yield Text(wording.not_shown(results))

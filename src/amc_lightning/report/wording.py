@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Sequence
 
 from amc_lightning.report.columns import budget_text, stronger
-from amc_lightning.report.record import Rate, Results, Stage
+from amc_lightning.report.record import Rate, Results, Squeezing, Stage
 
 WHITE_BOX = "white_box"
+GREY = 0.5
+"""The l-inf radius from which a grey image is within reach of every image (Carlini et al., 2019, section 4)."""
 INTERVAL = "95 % interval (Wilson; of a mean over attacks: normal, over rows)"
 
 
@@ -87,6 +89,66 @@ def summaries(results: Results) -> str:
     ]
     bare = [f"{name} without limit" if name in results.budget else name for name in results.attack_names]
     return f"mean: over {_listed(bare)}. worst: wrong under at least one of {_listed(['clean', *bounded])}."
+
+
+def other_strengths(results: Results) -> str:
+    """Say what the strengths beside paper and check are; empty where there are none."""
+    measured = results.attacks.get(results.primary, {})
+    last = results.measured[-1].evaluation.others.get("judge", {}) if results.measured else {}
+    rows = f" on the first {last['clean'].n} attacked images" if "clean" in last else ""
+    said = {
+        "predicted": "own label: the paper's attacks, away from the model's own answers; counted by true labels.",
+        "stronger": "stronger: the paper's Table 5, with what attack_params.stronger changes; in no mean and no worst.",
+        "judge": f"judge: attacks of another making{rows}, on the last model only; in no mean and no worst.",
+    }
+    beyond = sorted(
+        {
+            f"{name} ({strength}, eps {parameters['eps']:g})"
+            for strength, members in measured.items()
+            for name, parameters in members.items()
+            if parameters.get("norm", "linf") == "linf" and _is_beyond(name, parameters.get("eps"))
+        }
+    )
+    if beyond:
+        said["beyond"] = (
+            f"{_listed(beyond)}: from eps 0.5 on a grey image is within reach of every image, so no model can be "
+            "better than chance there; a lower error shows an attack that fails, not robustness."
+        )
+    return " ".join(text for strength, text in said.items() if strength in measured or strength == "beyond")
+
+
+def _is_beyond(name: str, eps: object) -> bool:
+    """Say whether an attack in the l-inf ball can turn every image into the same one."""
+    return name in ("fgsm", "pgm", "autoattack", "apgd_ce", "apgd_t", "fab", "square") and (
+        isinstance(eps, int | float) and eps >= GREY
+    )
+
+
+def squeezed(squeezing: Squeezing) -> str:
+    """Say what is in front of the models, and how it was attacked."""
+    settings = ", ".join(f"{name} {value}" for name, value in squeezing.settings.items() if name != "_target_")
+    what = f"Feature squeezing in front of the models: {squeezing.name} ({settings})."
+    if squeezing.adaptive:
+        return (
+            f"{what} Attacks go through it, its gradient replaced by a smooth one (BPDA): these numbers count. "
+            "In their worst case the examples that were squeezed afterwards count as well."
+        )
+    return (
+        f"{what} Examples were made on the model without it and squeezed afterwards, as in the paper: an attacker who "
+        "knows of it does not do that, so these rates are no robustness; see those under the adaptive attack."
+    )
+
+
+def saved(rate: Rate) -> str:
+    """Return the share of its passes that an attack did without as fooled rows left; a dash where that is not known.
+
+    Example:
+        >>> saved(Rate(n=2, wrong=1, error=50.0, low=0.0, high=100.0, gradient_passes=10.0, most_passes=40.0))
+        '75 %'
+    """
+    if rate.gradient_passes is None or not rate.most_passes:
+        return "-"
+    return f"{max(0.0, 100 * (1 - rate.gradient_passes / rate.most_passes)):.0f} %"
 
 
 def not_shown(results: Results) -> str:
