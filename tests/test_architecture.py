@@ -19,7 +19,7 @@ NAMES = [".".join(path.relative_to(SOURCE).with_suffix("").parts) for path in MO
 FOUNDATION = {"errors", "seeding"}
 MAY_IMPORT = {
     "__init__": {"deploy", "errors"},
-    "__main__": {"config", "errors", "explain", "report", "run", "store", "storekeeping", "sweep"},
+    "__main__": {"config", "errors", "explain", "paper", "report", "run", "store", "storekeeping", "sweep"},
     "errors": set(),
     "seeding": set(),
     "schema": {"places"},
@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "model_check": FOUNDATION | {"attacks"},
     "mixer": FOUNDATION | {"attacks"},
     "plan": FOUNDATION | {"attacks"},
-    "evaluate": FOUNDATION | {"attacks", "metrics"},
+    "rows": FOUNDATION | {"attacks"},
+    "evaluate": FOUNDATION | {"attacks", "metrics", "rows"},
     "stage": FOUNDATION | {"attacks", "data", "metrics", "mixer"},
     "keep": {"stage"},
     "progress": {"stage"},
@@ -45,7 +46,8 @@ MAY_IMPORT = {
     "store": {"entry", "errors", "results"},  # knows nothing of the method: what a result is, its recipe says
     "storekeeping": {"entry", "errors", "store"},
     "report": {"errors", "results"},  # of results nothing but how a file is written whole
-    "sweep": {"errors", "report", "results"},
+    "paper": {"errors", "report", "results"},
+    "sweep": {"errors", "paper", "report", "results"},
     "tracking": {"errors", "report"},
     "deploy": {"config", "errors", "transfer"},
     "build": {"attacks", "config", "data", "errors"},
@@ -53,7 +55,7 @@ MAY_IMPORT = {
     "recipe": {"attacks", "config", "entry", "errors"},
     "checkpoint": {"data", "plan", "results"},
     "train": FOUNDATION | {
-        "attacks", "checkpoint", "config", "data", "evaluate", "fit", "mixer", "plan", "stage", "stages",
+        "attacks", "checkpoint", "config", "data", "fit", "mixer", "plan", "rows", "stage", "stages",
     },
     "threat": {"errors"},  # an adversary's interface knows nothing of the method
     "proxy": {"stage"},
@@ -67,16 +69,22 @@ MAY_IMPORT = {
     "cascade": {
         "checkpoint", "entry", "errors", "proxies", "results", "stage_recipe", "stages", "store", "train", "transfer",
     },
-    "measure": {
-        "attacks", "cascade", "config", "data", "entry", "errors", "evaluate", "outcome", "proxies", "proxy_recipe",
-        "recipe", "stage_recipe", "stages", "store",
+    "measure_plan": {
+        "attacks", "config", "data", "entry", "evaluate", "outcome", "proxies", "proxy_recipe", "recipe",
+        "stage_recipe", "stages", "store",
     },
-    "outcome": {"entry", "errors", "evaluate"},
-    "planning": {"attacks", "cascade", "measure", "plan", "proxy_recipe", "stages"},
+    "measure": {
+        "attacks", "cascade", "entry", "errors", "evaluate", "measure_plan", "models", "outcome", "proxies",
+        "proxy_recipe", "rows",
+    },
+    "outcome": {"entry", "errors", "rows"},
+    "planning": {"attacks", "cascade", "measure_plan", "plan", "proxy_recipe", "stages"},
+    "header": {"attacks", "config", "data", "measure_plan", "proxies"},
+    "stored": {"config", "entry", "errors", "schema", "stage_recipe", "stages", "store"},
     "run": {
-        "__init__", "attacks", "build", "cascade", "config", "data", "entry", "errors", "fit", "measure", "model_check",
-        "planning", "proxies", "proxy_recipe", "report", "results", "stage_recipe", "stages", "store", "tracking",
-        "train",
+        "__init__", "attacks", "build", "cascade", "config", "data", "entry", "errors", "fit", "header", "measure",
+        "measure_plan", "model_check", "planning", "proxies", "proxy_recipe", "report", "results", "stage_recipe",
+        "stages", "store", "stored", "tracking", "train",
     },
 }  # fmt: skip
 # Where a package of others may be named, at most.
@@ -91,10 +99,10 @@ ONLY_IN = {
     "pooch": {"data"},
     "sklearn": {"data"},
     "PIL": {"data", "report"},
-    "matplotlib": {"report"},
+    "matplotlib": {"paper", "report"},
     "torchvision": {"__main__"},  # asks whether one is there that cannot be imported
     "lightning": set(),
-    "pickle": {"checkpoint", "data"},  # checkpoint names its error
+    "pickle": {"checkpoint", "data", "transfer"},  # checkpoint and transfer name its error
 }
 
 

@@ -72,7 +72,7 @@ def test_svhn_local_proxy_asks_about_extra(tmp_path, capfd):
     write_svhn(tmp_path, train_per_class=4, test_per_class=6)
     folder = tmp_path / "sweep"
     arguments = [*SHORT, *TINY_PROXIES, f"dataset.root={tmp_path}", "evaluation.threat_models=[black_box_label]"]
-    status = main(["+experiment=svhn_local_proxy", *arguments, "system=at_fgsm", f"hydra.sweep.dir={folder}"])
+    status = main(["+experiment=svhn_local_proxy", *arguments, "system=at_fgsm_proxy", f"hydra.sweep.dir={folder}"])
     assert status == 0, capfd.readouterr().err
     results = json.loads((folder / "0" / "results.json").read_text())
     assert results["proxy_data"]["source"] == "svhn_extra"
@@ -91,7 +91,9 @@ def test_mnist_local_proxy_transfers_and_hardening_on_a_proxy_helps_against_it(t
         "cascade.epochs=4", "evaluation.attacks=[fgsm,pgm]",
     ]  # fmt: skip
     root = f"dataset.root={shared_data / 'mnist'}"
-    assert main(["+experiment=mnist_local_proxy", "system=at_fgsm", root, *small, f"hydra.sweep.dir={folder}"]) == 0
+    assert (
+        main(["+experiment=mnist_local_proxy", "system=at_fgsm_proxy", root, *small, f"hydra.sweep.dir={folder}"]) == 0
+    )
     results = json.loads((folder / "0" / "results.json").read_text())
     first, last = (stage["evaluations"]["black_box_label"] for stage in results["stages"])
     assert first["proxies"]["proxy_cnn"]["agreement"]["share"] > 80

@@ -17,12 +17,12 @@ from amc_lightning.cascade import Cascade
 from amc_lightning.data.images import Images, Source
 from amc_lightning.entry import key_of
 from amc_lightning.errors import StageStoppedError, UserError
-from amc_lightning.evaluate import attack_rows, predict
 from amc_lightning.measure import Measurement
 from amc_lightning.plan import PassCount
 from amc_lightning.proxies import ANSWERS, Proxies
 from amc_lightning.proxy import ProxyModule
 from amc_lightning.proxy_recipe import evaluation_part, evaluation_spec, hardening_part, hardening_spec
+from amc_lightning.rows import attack_rows, predict
 from amc_lightning.run import run
 from amc_lightning.seeding import generator
 from amc_lightning.stage_recipe import stage_recipes

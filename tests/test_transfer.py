@@ -136,7 +136,7 @@ WRONG = pytest.mark.parametrize(
         (folder, "cascade.start_from: '.*' does not exist"),
         (
             junk,
-            "cascade.start_from: '.*' cannot be read .*; a whole .safetensors file, or a state_dict .*Use an undamaged copy.",
+            "cascade.start_from: '.*' cannot be read .*; a whole .safetensors file, or .*Use an undamaged copy.",
         ),
         (empty, "cascade.start_from: '.*' cannot be read"),
         (cut_short, "cascade.start_from: '.*' cannot be read"),

@@ -9,6 +9,8 @@ from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING, TextIO, cast
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from omegaconf import DictConfig
     from rich.console import Console
 
@@ -116,6 +118,8 @@ def _run(cfg: "DictConfig", *, debugging: bool) -> "Outcome":
         config = read(cfg)
         if config.task.name == "store":
             return Outcome(_keep_store(config))
+        if config.task.name == "report":
+            return Outcome(_report(config))
         from amc_lightning.run import run  # torch and Lightning take seconds; a misspelt key should not
 
         run(config, Path(HydraConfig.get().runtime.output_dir), console=_console())
@@ -159,6 +163,28 @@ def _keep_store(config: "Config") -> int:
     )
 
 
+def _report(config: "Config") -> int:
+    from pathlib import Path
+
+    from amc_lightning.paper.manifest import read_runs
+    from amc_lightning.paper.publish import publish
+    from amc_lightning.paper.report import write_paper_report
+
+    manifests = [Path(name).expanduser() for name in config.report.manifests]
+    folder = manifests[0].parent if config.report.folder is None else Path(config.report.folder).expanduser()
+    _say_tables(write_paper_report(manifests, folder))
+    if config.report.publish is not None:
+        copies = Path(config.report.publish).expanduser()
+        publish(read_runs(manifests), copies, pictures=frozenset(config.report.pictures))
+    return 0
+
+
+def _say_tables(path: "Path") -> None:
+    from rich.console import Console
+
+    Console().print(f"The paper's tables, Figure 1 and claims: {path}", soft_wrap=True, highlight=False, markup=False)
+
+
 def _console() -> "Console | None":
     """Return where a job prints: lines with its number where others run beside it, as its run chooses elsewhere."""
     from hydra.core.hydra_config import HydraConfig
@@ -182,16 +208,23 @@ def _close(sweep: "Sweep", outcomes: "Sequence[Outcome]", status: int) -> int:
     """
     from rich.console import Console
 
+    from amc_lightning.errors import UserError
     from amc_lightning.report.sweep_reading import read_entries
     from amc_lightning.report.sweep_summary import SUMMARY_FILE
     from amc_lightning.report.sweep_table import sweep_table
     from amc_lightning.report.sweep_wording import WHAT_TO_DO
+    from amc_lightning.sweep import paper_tables
 
     entries = read_entries(sweep.folder)
     console = Console()
     if entries:
         console.print(sweep_table(entries))
         console.print(f"The summary is in {sweep.folder / SUMMARY_FILE}", soft_wrap=True, highlight=False, markup=False)
+    try:
+        if (tables := paper_tables(sweep.folder)) is not None:
+            _say_tables(tables)
+    except (UserError, OSError) as error:  # what the jobs measured is on disk
+        status = max(status, _fail(str(error) if isinstance(error, UserError) else _about_files(error), 1))
     failed = [entry.job for entry in entries if entry.job.exit_status]
     for job in failed:
         _fail(f"{job.title} failed: {job.message}", job.exit_status)

@@ -178,6 +178,8 @@ class ReportConfig:
 
     manifests: list[str] = field(default_factory=list)
     folder: str | None = None
+    publish: str | None = None
+    pictures: list[str] = field(default_factory=lambda: ["mnist", "digits"])
 
 
 @dataclass

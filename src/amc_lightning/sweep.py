@@ -96,10 +96,12 @@ class SweepSummary(Callback):
                 quoted = str(self.folder).replace("'", "\\'")
                 config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
         _BEGUN.append(Sweep(self.folder, self.total))
+        from amc_lightning.paper.manifest import MANIFEST_FILE
         from amc_lightning.report.sweep_reading import forget_jobs
 
         try:
             forget_jobs(self.folder)
+            (self.folder / MANIFEST_FILE).unlink(missing_ok=True)
         except OSError as error:
             log.warning("what an earlier sweep left in %s cannot be removed (%s)", self.folder, error)
 
@@ -164,7 +166,9 @@ class SweepSummary(Callback):
 
 
 def summarise(folder: Path) -> Path | None:
-    """Write the summary of a sweep anew from its files, alone among all processes.
+    """Write the summary of a sweep anew from its files, and the manifest of its rows of the paper's tables.
+
+    Alone among all processes: jobs may end at the same time.
 
     Args:
         folder: the sweep's folder.
@@ -175,10 +179,37 @@ def summarise(folder: Path) -> Path | None:
     Raises:
         OSError: if a file cannot be written, or another process holds the lock for a minute.
     """
+    from amc_lightning.paper.manifest import MANIFEST_FILE, rows_of, write_manifest
+    from amc_lightning.report.sweep_reading import read_entries
     from amc_lightning.report.sweep_summary import write_summary
 
     with FileLock(folder / LOCK_FILE, timeout=LOCK_SECONDS):
-        return write_summary(folder)
+        entries = read_entries(folder)
+        if rows := rows_of(entries):
+            write_manifest(folder, rows)
+        else:  # as soon as two jobs are the same row
+            (folder / MANIFEST_FILE).unlink(missing_ok=True)
+        return write_summary(folder, entries)
+
+
+def paper_tables(folder: Path) -> Path | None:
+    """Write the paper's tables from the manifest of a sweep.
+
+    Args:
+        folder: the sweep's folder.
+
+    Returns:
+        Path of the page that links them; None where no job is a row of theirs.
+
+    Raises:
+        UserError: if a file of a run cannot be read.
+        OSError: if a file cannot be written.
+    """
+    from amc_lightning.paper.manifest import MANIFEST_FILE
+    from amc_lightning.paper.report import write_paper_report
+
+    manifest = folder / MANIFEST_FILE
+    return write_paper_report([manifest], folder) if manifest.exists() else None
 
 
 def is_sweep(hydra: HydraConf) -> bool:

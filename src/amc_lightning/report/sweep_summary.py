@@ -25,13 +25,14 @@ ORDERS = "figures/orders.png"
 FORMAT = 1
 
 
-def write_summary(folder: Path) -> Path | None:
+def write_summary(folder: Path, entries: Sequence[Entry] | None = None) -> Path | None:
     """Write the summary of a sweep from what its jobs have left so far, each file in one step.
 
     Whoever calls this holds the sweep's lock: jobs may end at the same time.
 
     Args:
         folder: the sweep's folder.
+        entries: the jobs that have ended, as ``read_entries`` gives them; read if left out.
 
     Returns:
         Path of summary.md; None if no job has ended.
@@ -39,13 +40,13 @@ def write_summary(folder: Path) -> Path | None:
     Raises:
         OSError: if a file cannot be written.
     """
-    entries = read_entries(folder)
+    entries = read_entries(folder) if entries is None else entries
     if not entries:
         return None
     shown = sweep_columns(entries)
     rows = order_rows(entries)
     found = choices(rows)
-    picture = order_map(rows, shown, found)
+    picture = None if _is_of_systems(entries) else order_map(rows, shown, found)
     figure = None
     if picture is not None:
         figure = _identity(picture)
@@ -59,6 +60,11 @@ def write_summary(folder: Path) -> Path | None:
     text = sweep_text(entries, shown, rows, found, None if picture is None else ORDERS, black_box)
     write_whole(folder / SUMMARY_FILE, text.encode())
     return folder / SUMMARY_FILE
+
+
+def _is_of_systems(entries: Sequence[Entry]) -> bool:
+    """Say whether the jobs are rows of the paper's tables, which have pictures of their own."""
+    return any(entry.results is not None and entry.results.system for entry in entries)
 
 
 def _identity(picture: OrderMap) -> str:
