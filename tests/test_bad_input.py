@@ -457,8 +457,8 @@ def test_an_optimiser_that_cannot_be_made_is_told_in_one_line(override, message,
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cascade.start_from: '.*' does not exist; a .safetensors file.* Check the path"),
-        (b"junk", "cascade.start_from: '.*' cannot be read .*; a whole .safetensors file. Use an undamaged copy."),
+        (None, "cascade.start_from: '.*' does not exist; a file of weights.* Check the path"),
+        (b"junk", "cascade.start_from: '.*' cannot be read .*; a whole .safetensors file, or .*Use an undamaged copy."),
     ],
 )
 def test_weights_to_start_from_that_cannot_be_are_told_in_one_line(content, message, tmp_path):

@@ -25,6 +25,7 @@ def write_svhn(folder, *, train_per_class, test_per_class):
         scipy.io.savemat(folder / f"{split}_32x32.mat", {"X": x, "y": y[:, None].astype(np.uint8)})
 
 
+@pytest.mark.slow
 def test_svhn_amc_runs_unchanged_on_official_layout_files(tmp_path, capfd):
     write_svhn(tmp_path, train_per_class=4, test_per_class=6)
     run = tmp_path / "run"

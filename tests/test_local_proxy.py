@@ -18,6 +18,7 @@ from amc_lightning.data.images import Images, Source
 from amc_lightning.entry import key_of
 from amc_lightning.errors import StageStoppedError, UserError
 from amc_lightning.measure import Measurement
+from amc_lightning.measure_plan import MeasurementPlan
 from amc_lightning.plan import PassCount
 from amc_lightning.proxies import ANSWERS, Proxies
 from amc_lightning.proxy import ProxyModule
@@ -107,7 +108,7 @@ class Parts:
         queries = images.fingerprint_of(hardening_part(self.config))
         self.recipes = stage_recipes(self.config, attacks, **prints, queries=queries)
         self.cascade = Cascade(trainer, self.recipes, store=self.store, folder=folder, proxies=self.proxies)
-        self.measurement = Measurement(
+        self.plan = MeasurementPlan(
             self.config,
             self.data,
             evaluation_attacks(self.config),
@@ -115,8 +116,8 @@ class Parts:
             recipes=self.recipes,
             store=self.store,
             device=device,
-            console=console,
         )
+        self.measurement = Measurement(self.plan, console)
 
     def run(self):
         return [(record, self.measurement.measure(record)) for record in self.cascade.run()]
@@ -291,7 +292,7 @@ def test_the_attackers_proxy_is_another_one_than_the_defenders(tmp_path):
     parts = Parts(tmp_path, "cascade.order=[fgsm]")
     parts.run()
     hardening = parts.recipes[1].proxy
-    (attacking,) = parts.measurement.planned_proxies(stages_of(parts.config)[0], "black_box_label").values()
+    (attacking,) = parts.plan.planned_proxies(stages_of(parts.config)[0], "black_box_label").values()
     # both learn from M0's answers, and yet
     assert hardening.answers == attacking.answers
     assert hardening.spec.seed != attacking.spec.seed
@@ -359,7 +360,7 @@ def test_the_images_for_queries_are_none_of_the_targets_and_it_is_said_how_many_
 def test_the_figures_are_those_of_attacks_on_the_proxy_shown_to_the_target(tmp_path):
     parts = Parts(tmp_path)
     (undefended, _), _, (record, measured) = parts.run()
-    (planned,) = parts.measurement.planned_proxies(record.stage, "black_box_label").values()
+    (planned,) = parts.plan.planned_proxies(record.stage, "black_box_label").values()
     proxy = parts.proxies.find(planned)
     fgsm = evaluation_attacks(parts.config)["black_box_label"]["paper"]["fgsm"]
     images, labels = parts.measurement.splits["attack"]
@@ -418,7 +419,7 @@ def test_the_worst_case_is_over_the_examples_of_all_proxies_and_the_budget_count
     found = measured.evaluations["black_box_label"]["paper"]
     images, labels = two.measurement.splits["attack"]
     wrong, inside = {}, {}
-    for name, planned in two.measurement.planned_proxies(record.stage, "black_box_label").items():
+    for name, planned in two.plan.planned_proxies(record.stage, "black_box_label").items():
         proxy = two.proxies.find(planned).net
         for attack in evaluation_attacks(two.config)["black_box_label"]["paper"].values():
             outcome = attack_rows(record.net, attack, images, labels, seed=0, batch_size=512, craft_on=proxy)
@@ -564,7 +565,7 @@ def test_a_budget_that_cannot_reach_is_refused_before_anything_is_trained(tmp_pa
 def test_an_exhausted_budget_keeps_the_answers_and_a_larger_one_goes_on(tmp_path):
     parts = Parts(tmp_path, "cascade.order=[fgsm]")
     record = next(iter(parts.cascade.run()))
-    (planned,) = parts.measurement.planned_proxies(record.stage, "black_box_label").values()
+    (planned,) = parts.plan.planned_proxies(record.stage, "black_box_label").values()
     asked = []
     counting = record.net.register_forward_hook(lambda module, inputs, output: asked.append(len(inputs[0])))
     little = replace(planned.spec, threat_model=replace(planned.spec.threat_model, budget=10))
@@ -583,7 +584,7 @@ def test_an_exhausted_budget_keeps_the_answers_and_a_larger_one_goes_on(tmp_path
 def test_damaged_answers_of_a_stopped_attempt_are_asked_for_again(tmp_path, caplog):
     parts = Parts(tmp_path, "cascade.order=[fgsm]")
     record = next(iter(parts.cascade.run()))
-    (planned,) = parts.measurement.planned_proxies(record.stage, "black_box_label").values()
+    (planned,) = parts.plan.planned_proxies(record.stage, "black_box_label").values()
     work = parts.store.work(key_of(planned.answers))
     work.mkdir(parents=True)
     (work / ANSWERS).write_bytes(b"abc")

@@ -240,13 +240,16 @@ def test_every_preset_builds(path: Path) -> None:
     preset = yaml.safe_load(path.read_text())
     shape = {"mnist": (1, 28, 28), "digits": (1, 16, 16)}.get(path.stem, (3, 32, 32))
     assert list(preset)[:2] == ["white_box", "black_box"]
-    assert set(preset) <= {"white_box", "black_box", "black_box_training"}
+    assert set(preset) <= {"white_box", "black_box", "black_box_training", "stronger"}
     for column, attacks in preset.items():
         names = ["fgsm", "vap", "eap", "pgm"]
-        assert list(attacks) == names if column != "black_box_training" else set(attacks) < set(names)
+        assert list(attacks) == names if column in ("white_box", "black_box") else set(attacks) < set(names)
         for name, params in attacks.items():
             built = build(name, load(name), params, image_shape=shape, key=f"attack_params.{column}.{name}")
             assert built.params == load(name)["params"] | params
+    own, doubled = preset["white_box"], preset["stronger"]  # the paper's section 5.4
+    assert doubled["pgm"] == {name: 2 * own["pgm"][name] for name in ("eps", "nb_iter")}
+    assert doubled["eap"] == {name: 2 * own["eap"][name] for name in ("binary_search_steps", "max_iterations")}
 
 
 def test_presets_are_complete() -> None:

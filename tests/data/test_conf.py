@@ -22,7 +22,10 @@ def test_keys_source_and_augmentation(path):
     settings = yaml.safe_load(path.read_text())
     assert path.read_text().startswith("# "), "the first line says what the data are and under which licence"
     assert settings["name"] == path.stem
-    assert set(settings) == set(inspect.signature(ImageData).parameters) - {"batch_size", "seed"} | {"proxy"}
+    assert set(settings) == set(inspect.signature(ImageData).parameters) - {"batch_size", "seed"} | {
+        "proxy",
+        "squeezing",
+    }
     module, _, name = settings["source"].pop("_target_").rpartition(".")
     source = getattr(importlib.import_module(module), name)
     inspect.signature(source).bind(root=None, trust_files=False, split_seed=0, **settings["source"])
@@ -48,7 +51,8 @@ def function_of(node):
 
 def test_digits_load_as_configured():
     settings = yaml.safe_load((CONF / "digits.yaml").read_text())
-    proxy = settings.pop("proxy")
+    proxy, squeezing = settings.pop("proxy"), settings.pop("squeezing")
+    assert squeezing == ["bit_depth_1"]
     settings |= {"source": function_of(settings["source"]), "root": None}
     data = ImageData(batch_size=128, seed=0, **settings).prepare()
     assert data.counts["attack"] == 140

@@ -87,6 +87,7 @@ def test_rows_differ_as_the_paper_says(name, order, current_share, transfer):
     assert (cascade.order, cascade.current_share, cascade.transfer) == (order, current_share, transfer)
 
 
+@pytest.mark.slow
 def test_without_transfer_stages_that_nobody_needs_are_not_trained(folder):
     results = read(folder / "sweep" / "7")
     assert (results["system"], [stage["index"] for stage in results["stages"]]) == ("amc_no_transfer", [0, 4])
@@ -103,6 +104,7 @@ def test_without_transfer_stages_that_nobody_needs_are_not_trained(folder):
 # --- the report ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_manifest_names_every_row_and_its_model(folder):
     manifest = json.loads((folder / "sweep" / "manifest.json").read_text())
     assert [row["system"] for row in manifest["runs"]] == CHOSEN.split(",")
@@ -110,6 +112,7 @@ def test_the_manifest_names_every_row_and_its_model(folder):
         assert row["key"] == read(folder / "sweep" / row["folder"])["stages"][-1]["key"]
 
 
+@pytest.mark.slow
 def test_the_sweep_ends_with_the_tables_that_its_rows_fill(folder):
     found = contents(folder / "sweep")
     for name in ("table2", "table3", "table5", "table6", "ablations"):
@@ -122,6 +125,7 @@ def test_the_sweep_ends_with_the_tables_that_its_rows_fill(folder):
             assert f"({name})" in links
 
 
+@pytest.mark.slow
 def test_results_alone_give_the_same_bytes(folder, tmp_path):
     """Only what the manifest, results.json, the flags and the pictures say counts: no store, no job files."""
     for run in (folder / "sweep").glob("[0-9]*"):
@@ -134,6 +138,7 @@ def test_results_alone_give_the_same_bytes(folder, tmp_path):
     assert contents(tmp_path / "alone") == contents(folder / "sweep")
 
 
+@pytest.mark.slow
 def test_what_is_published_gives_the_same_bytes_and_is_small(folder, tmp_path):
     given = f"report.manifests=['{folder / 'sweep' / 'manifest.json'}']"
     published = f"report.publish={tmp_path / 'published'}"
@@ -148,6 +153,7 @@ def test_what_is_published_gives_the_same_bytes_and_is_small(folder, tmp_path):
     assert len(list((tmp_path / "published").glob("*/gallery.npz"))) == 1
 
 
+@pytest.mark.slow
 def test_images_of_others_are_not_published(folder, tmp_path):
     given = f"report.manifests=['{folder / 'sweep' / 'manifest.json'}']"
     done = door("task=report", given, f"report.folder={tmp_path}", f"report.publish={tmp_path / 'published'}")
@@ -155,6 +161,7 @@ def test_images_of_others_are_not_published(folder, tmp_path):
     assert not list((tmp_path / "published").glob("*/gallery.npz"))
 
 
+@pytest.mark.slow
 def test_two_datasets_make_one_report(folder, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(folder / "sweep", other)
@@ -180,6 +187,7 @@ def test_a_sweep_that_is_no_row_has_no_tables(tmp_path):
     assert not (tmp_path / "sweep" / "tables.md").exists()
 
 
+@pytest.mark.slow
 def test_two_jobs_of_one_row_are_in_no_table(folder):
     """They differ in a setting that the tables do not show; the sweep itself is fine."""
     done = door(
@@ -203,12 +211,14 @@ def broken(folder, tmp_path, change):
     return report(tmp_path, "report", path)
 
 
+@pytest.mark.slow
 def test_results_of_another_model_are_refused(folder, tmp_path):
     done = broken(folder, tmp_path, lambda manifest: manifest["runs"][1].update(key="0" * 64))
     assert done.status == 2
     assert "is not the finished run of at_fgsm on toy, seed 0, key 000000000000" in done.message
 
 
+@pytest.mark.slow
 def test_a_run_that_is_gone_is_named(folder, tmp_path):
     done = broken(folder, tmp_path, lambda manifest: manifest["runs"][1].update(folder="gone"))
     assert done.status == 2
@@ -224,6 +234,7 @@ def test_a_manifest_that_is_none_is_named(tmp_path, content):
     assert f"report.manifests: '{tmp_path / 'manifest.json'}' cannot be read" in done.message
 
 
+@pytest.mark.slow
 def test_two_models_of_one_row_are_refused(folder, tmp_path):
     other = tmp_path / "other"
     done = door(
@@ -236,6 +247,7 @@ def test_two_models_of_one_row_are_refused(folder, tmp_path):
     assert "has another undefended on toy with seed 0" in done.message
 
 
+@pytest.mark.slow
 def test_truncated_flags_are_named(folder, tmp_path):
     shutil.copytree(folder / "sweep", tmp_path / "sweep")
     path = tmp_path / "sweep" / "5" / "examples.npz"
