@@ -172,10 +172,11 @@ def _report(config: "Config") -> int:
 
     manifests = [Path(name).expanduser() for name in config.report.manifests]
     folder = manifests[0].parent if config.report.folder is None else Path(config.report.folder).expanduser()
-    _say_tables(write_paper_report(manifests, folder))
+    runs = read_runs(manifests)
+    _say_tables(write_paper_report(runs, folder))
     if config.report.publish is not None:
         copies = Path(config.report.publish).expanduser()
-        publish(read_runs(manifests), copies, pictures=frozenset(config.report.pictures))
+        publish(runs, copies, pictures=frozenset(config.report.pictures))
     return 0
 
 

@@ -205,11 +205,11 @@ def paper_tables(folder: Path) -> Path | None:
         UserError: if a file of a run cannot be read.
         OSError: if a file cannot be written.
     """
-    from amc_lightning.paper.manifest import MANIFEST_FILE
+    from amc_lightning.paper.manifest import MANIFEST_FILE, read_runs
     from amc_lightning.paper.report import write_paper_report
 
     manifest = folder / MANIFEST_FILE
-    return write_paper_report([manifest], folder) if manifest.exists() else None
+    return write_paper_report(read_runs([manifest]), folder) if manifest.exists() else None
 
 
 def is_sweep(hydra: HydraConf) -> bool:

@@ -1,13 +1,11 @@
 """The whole report on some runs: the paper's tables, its Figure 1, and what became of its claims."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from amc_lightning.paper.claims import write_claims
 from amc_lightning.paper.figure1 import write_figure1
 from amc_lightning.paper.forgetting import forgetting_text, write_forgetting
-from amc_lightning.paper.manifest import read_runs
 from amc_lightning.paper.runs import Runs
 from amc_lightning.paper.tables import write_tables
 from amc_lightning.report.sweep_comparison import LEAST_SEEDS
@@ -25,21 +23,20 @@ _TITLES = {
 }
 
 
-def write_paper_report(manifests: Sequence[Path], folder: Path) -> Path:
+def write_paper_report(runs: Runs, folder: Path) -> Path:
     """Write everything that the paper shows and that these runs measured: the same runs give the same bytes.
 
     Args:
-        manifests: manifest.json files.
+        runs: what was run, as ``read_runs`` gives it.
         folder: where ``tables.md``, ``tables/``, ``figures/`` and ``claims.md`` go.
 
     Returns:
         Path of tables.md, which links the rest.
 
     Raises:
-        UserError: if a manifest or a file of a run cannot be read.
+        UserError: if a file of a run cannot be read.
         OSError: if a file cannot be written.
     """
-    runs = read_runs(manifests)
     written = [*write_tables(runs, folder), *write_claims(runs, folder)]
     written += [path for path in (write_figure1(runs, folder), write_forgetting(runs, folder)) if path is not None]
     text = report_text(runs, {Path(os.path.relpath(path, folder)).as_posix() for path in written})
