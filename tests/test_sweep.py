@@ -319,6 +319,7 @@ def test_a_job_without_a_record_is_missed(tmp_path):
 # --- several jobs at once --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_jobs_side_by_side_have_their_share_of_the_cores_and_lines_with_their_names(tmp_path):
     """A finished job, one with bad input and one with a bug; threads are left to the launcher."""
     some = [item for item in TINY if not item.startswith(("trainer.threads", "trainer.progress", "cascade.order"))]

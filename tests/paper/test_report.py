@@ -180,6 +180,7 @@ def test_two_datasets_make_one_report(folder, tmp_path):
     assert "85.4" in text  # the paper's own number
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_no_row_has_no_tables(tmp_path):
     done = door(*SWEEP, "cascade.order=[fgsm],[pgm]", f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert done.status == 0, done.err
