@@ -211,7 +211,7 @@ def test_takes_logits_of_any_float_type(
 def test_is_deaf_to_the_callers_autocast(attack: GuardedAttack, net: nn.Module, batch: Batch) -> None:
     x, y = batch(3)
     expected = attack(net, x, y, generator=seed(3))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
         x_adv = attack(net, x, y, generator=seed(3))
     assert torch.equal(x_adv, expected)
 

@@ -92,7 +92,7 @@ class Recording(nn.Module):
 def test_keep_best_is_never_worse_than_a_point_on_the_path(net: nn.Module, batch: Batch, eps_iter: float) -> None:
     x, y = batch(8)
     model = Recording(net).eval()
-    noise = PGM.draw_noise(x.shape, torch.Generator().manual_seed(1))
+    noise = PGM.draw_noise(x.shape, torch.Generator().manual_seed(1)).to(x)
     settings = {"eps": 0.3, "eps_iter": eps_iter, "nb_iter": 7}
     last = PGM(model, **settings)(x, y, noise=noise)
     model.seen.clear()
@@ -173,7 +173,7 @@ def test_vap_exact_direction_agrees_with_float64(net: nn.Module, batch: Batch, n
     x, _ = batch(8)
     net.eval()
     with scaled_head(net, scale):
-        noise = VAP.draw_noise(x.shape, torch.Generator().manual_seed(4))
+        noise = VAP.draw_noise(x.shape, torch.Generator().manual_seed(4)).to(x)
         attack = VAP(net, eps=0.1, num_iters=num_iters)
         delta = attack(x, noise=noise) - x
         reference = VAP(net.double(), eps=0.1, num_iters=num_iters, xi=1e-6, method="finite")
@@ -207,7 +207,7 @@ def test_vap_follows_the_published_iteration(net: nn.Module, batch: Batch) -> No
     x, _ = batch(3)
     x = (0.3 + 0.4 * x).double()
     net.double().eval()
-    d = torch.randn(x.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    d = torch.randn(x.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(x)
     x_adv = VAP(net, eps=0.1, num_iters=2, xi=1e-3, method="finite")(x, noise=d)
     p = net(x).softmax(dim=1).detach()
     for _ in range(2):

@@ -29,7 +29,7 @@ def test_inside_everything_is_still_and_gradients_flow(net: nn.Module) -> None:
     assert not net.body[1].training
 
 
-def test_undoes_what_is_done_to_gradients_and_buffers(net: nn.Module) -> None:
+def test_undoes_what_is_done_to_gradients_and_buffers(net: nn.Module, device: torch.device) -> None:
     first = net.body[0].weight
     gradient, values = first.grad, first.grad.clone()
     norm = net.body[5]
@@ -40,7 +40,7 @@ def test_undoes_what_is_done_to_gradients_and_buffers(net: nn.Module) -> None:
         net.zero_grad(set_to_none=False)
         first.grad = torch.ones_like(first)
         net.train()
-        net(torch.rand(4, 1, 12, 12))
+        net(torch.rand(4, 1, 12, 12, device=device))
         norm.running_var = torch.zeros(8)
     assert first.grad is gradient
     assert torch.equal(gradient, values)
@@ -52,11 +52,11 @@ def test_undoes_what_is_done_to_gradients_and_buffers(net: nn.Module) -> None:
     assert count == 0
 
 
-def test_restoring_keeps_a_graph_of_the_caller_valid(net: nn.Module) -> None:
+def test_restoring_keeps_a_graph_of_the_caller_valid(net: nn.Module, device: torch.device) -> None:
     """A frozen batch norm has saved its statistics for backward; writing them back must not void that."""
-    loss = net(torch.rand(4, 1, 12, 12)).sum()
+    loss = net(torch.rand(4, 1, 12, 12, device=device)).sum()
     with guarded(net):
-        net(torch.rand(4, 1, 12, 12))
+        net(torch.rand(4, 1, 12, 12, device=device))
     loss.backward()
 
 
@@ -93,10 +93,10 @@ def test_a_model_without_parameters() -> None:
     assert model[1].training
 
 
-def test_a_training_step_around_an_attack_is_the_one_without_it(net: nn.Module) -> None:
+def test_a_training_step_around_an_attack_is_the_one_without_it(net: nn.Module, device: torch.device) -> None:
     """Between forward and backward of a step: the graph, the statistics and the gradients stay whole."""
     net.zero_grad()
-    x = torch.rand(4, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(4, 1, 12, 12, generator=torch.Generator().manual_seed(0)).to(device)
     net.head[1].p = 0.0
     state = {name: value.clone() for name, value in net.state_dict().items()}
     gradients = []
