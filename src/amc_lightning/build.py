@@ -138,6 +138,8 @@ def build_attacks(
 def training_attacks(config: Config) -> dict[str, GuardedAttack]:
     """Return the attacks of the order as training examples are crafted, by name."""
     column = config.cascade.craft_params
+    if config.cascade.joint == "msd":
+        return _msd(config, column)
     proxies = [config.proxy.architecture] if config.threat_model.interface is not None else []
     return build_attacks(
         config,
@@ -145,6 +147,21 @@ def training_attacks(config: Config) -> dict[str, GuardedAttack]:
         "black_box_training" if column == "black_box" else column,
         execution=execution(config, *proxies),
     )
+
+
+def _msd(config: Config, column: str) -> dict[str, GuardedAttack]:
+    """Return MSD in the balls of the attacks of the order, beside these attacks, which it is validated with.
+
+    Of several attacks in one norm the largest ball holds the others; an unbounded one stands for the l1 ball of its
+    budget.
+    """
+    how = execution(config)
+    members = build_attacks(config, config.cascade.order, column, execution=how)
+    balls = {"linf": 0.0, "l2": 0.0, "l1": 0.0}
+    for name, attack in members.items():
+        norm, radius = ("l1", config.dataset.budget[name]) if attack.norm is None else (attack.norm, attack.eps)
+        balls[norm] = max(balls[norm], radius or 0.0)
+    return members | build_attacks(config, ["msd"], column, {"msd": balls}, execution=how)
 
 
 def evaluation_attacks(config: Config) -> dict[str, dict[str, dict[str, GuardedAttack]]]:

@@ -212,7 +212,7 @@ class Cascade:
         return facts, {WEIGHTS: weights_of(done.net)}
 
     def _say(self, stage: Stage, text: str) -> None:
-        total = len(self.config.cascade.order)
+        total = self.recipes[-1].stage.index
         self.trainer.console.print(
             f"stage {stage.index}/{total} {stage.name}  {text}", soft_wrap=True, highlight=False, markup=False
         )

@@ -1,14 +1,15 @@
 """Ranges, choices, and what must hold between the settings of a run."""
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from amc_lightning.cascade_checks import check_cascade
+from amc_lightning.diagnosis_check import check_diagnosis
 from amc_lightning.errors import UserError
-from amc_lightning.ranges import check_budget, check_ranges
-from amc_lightning.schema import CascadeConfig, Config
+from amc_lightning.ranges import check_budget, check_choice, check_number, check_ranges
+from amc_lightning.schema import Config
 
 COLUMNS = ("white_box", "black_box")
 """The columns of the paper's Table 1."""
@@ -32,24 +33,25 @@ def check(config: Config, *, known_attacks: Sequence[str]) -> None:
         ("cascade.order", cascade.order),
         ("evaluation.attacks", evaluation.attacks),
         ("evaluation.judge.attacks", evaluation.judge.attacks),
+        ("diagnosis.attacks", config.diagnosis.attacks),
     ):
         for name in names:
             if name not in config.attacks:
                 raise unknown_choice(key, name, known, "attack")
         if len(set(names)) != len(names):
             raise UserError(key, names, "names an attack twice", "each attack at most once", f"Remove one from {key}.")
-    _check_defence(config)
+    check_cascade(config)
     _check_threat_models(config)
-    _number("seed", config.seed, 0)
-    _number("dataset.split_seed", config.dataset.split_seed, 0)
-    _number("evaluation.seed", evaluation.seed, 0)
+    check_number("seed", config.seed, 0)
+    check_number("dataset.split_seed", config.dataset.split_seed, 0)
+    check_number("evaluation.seed", evaluation.seed, 0)
     for name, radius in config.dataset.budget.items():
-        _number(f"dataset.budget.{name}", radius, 0)
-    _number("dataset.augment.rotation", config.dataset.augment.rotation, 0, 180)
-    _number("dataset.augment.shift", config.dataset.augment.shift, 0, 1)
-    _number("schedule.gamma", schedule.gamma, 0, 1, open_low=True)
+        check_number(f"dataset.budget.{name}", radius, 0)
+    check_number("dataset.augment.rotation", config.dataset.augment.rotation, 0, 180)
+    check_number("dataset.augment.shift", config.dataset.augment.shift, 0, 1)
+    check_number("schedule.gamma", schedule.gamma, 0, 1, open_low=True)
     for milestone in schedule.milestones:
-        _number("schedule.milestones", milestone, 1)
+        check_number("schedule.milestones", milestone, 1)
     for key, path in (("evaluation.weights", evaluation.weights), ("cascade.start_from", cascade.start_from)):
         if path is not None and not Path(path).is_file():
             raise UserError(
@@ -59,9 +61,8 @@ def check(config: Config, *, known_attacks: Sequence[str]) -> None:
                 "a file of weights, .safetensors or .pt",
                 "Check the path; it is relative to the working directory.",
             )
-    _number("cascade.alpha", cascade.alpha, 0, 1)
-    _number("cascade.current_share", cascade.current_share, 0, 1, open_low=True)
-    _check_shares(cascade)
+    check_number("cascade.alpha", cascade.alpha, 0, 1)
+    check_number("cascade.current_share", cascade.current_share, 0, 1, open_low=True)
     if cascade.augment_adversarial and not cascade.augment_clean:
         raise UserError(
             "cascade.augment_adversarial",
@@ -70,33 +71,32 @@ def check(config: Config, *, known_attacks: Sequence[str]) -> None:
             "both, the first off, or both off",
             "Change one of the two.",
         )
-    _choice("cascade.transfer", cascade.transfer, ("parent", "none"))
-    _choice("cascade.pick", cascade.pick, ("last", "best"))
-    _choice("cascade.label", cascade.label, ("true", "predicted"))
-    _choice("cascade.craft_params", cascade.craft_params, COLUMNS)
+    check_choice("cascade.transfer", cascade.transfer, ("parent", "none"))
+    check_choice("cascade.pick", cascade.pick, ("last", "best"))
+    check_choice("cascade.label", cascade.label, ("true", "predicted"))
+    check_choice("cascade.craft_params", cascade.craft_params, COLUMNS)
     if evaluation.params is not None:
-        _choice("evaluation.params", evaluation.params, COLUMNS)
-    _choice("evaluation.stages", evaluation.stages, ("all", "ends"))
-    _choice("evaluation.label", evaluation.label, ("true", "predicted"))
-    _choice("schedule.shape", schedule.shape, ("one_cycle", "steps", "constant"))
-    _number("store.checkpoint_minutes", config.store.checkpoint_minutes, 0, open_low=True)
-    _choice("task.name", config.task.name, ("run", "evaluate", "report", "store"))
-    _choice("store.action", config.store.action, ("list", "explain", "verify", "prune"))
+        check_choice("evaluation.params", evaluation.params, COLUMNS)
+    check_choice("evaluation.stages", evaluation.stages, ("all", "ends"))
+    check_choice("evaluation.label", evaluation.label, ("true", "predicted"))
+    check_choice("schedule.shape", schedule.shape, ("one_cycle", "steps", "constant"))
+    check_number("store.checkpoint_minutes", config.store.checkpoint_minutes, 0, open_low=True)
+    check_choice("task.name", config.task.name, ("run", "evaluate", "diagnose", "report", "store"))
+    check_choice("store.action", config.store.action, ("list", "explain", "verify", "prune"))
     for name in ("unused_days", "max_mb"):
         if (value := getattr(config.store, name)) is not None:
-            _number(f"store.{name}", value, 0)
-    _choice("trainer.progress", config.trainer.progress, ("auto", "bar", "lines", "none"))
-    _choice("trainer.accelerator", config.trainer.accelerator, ("auto", "cpu", "gpu"))
-    _choice("trainer.crafting", config.trainer.crafting, ("auto", "plain", "fast", "fast_bf16"))
-    _choice("trainer.precision", config.trainer.precision, ("32-true", "bf16-mixed", "16-mixed"))
-    _number("schedule.peak_lr", schedule.peak_lr, 0, open_low=True)
-    _number("schedule.batch_size", schedule.batch_size, 1)
-    _number("cascade.undefended_epochs", cascade.undefended_epochs, 1)
-    _number("cascade.validate_every", cascade.validate_every, 1)
-    _number("cascade.validate_rows", cascade.validate_rows, 0)
-    _number("evaluation.batch_size", evaluation.batch_size, 1)
-    _number("evaluation.gallery", evaluation.gallery, 0)
-    _check_epochs(cascade)
+            check_number(f"store.{name}", value, 0)
+    check_choice("trainer.progress", config.trainer.progress, ("auto", "bar", "lines", "none"))
+    check_choice("trainer.accelerator", config.trainer.accelerator, ("auto", "cpu", "gpu"))
+    check_choice("trainer.crafting", config.trainer.crafting, ("auto", "plain", "fast", "fast_bf16"))
+    check_choice("trainer.precision", config.trainer.precision, ("32-true", "bf16-mixed", "16-mixed"))
+    check_number("schedule.peak_lr", schedule.peak_lr, 0, open_low=True)
+    check_number("schedule.batch_size", schedule.batch_size, 1)
+    check_number("cascade.undefended_epochs", cascade.undefended_epochs, 1)
+    check_number("cascade.validate_every", cascade.validate_every, 1)
+    check_number("cascade.validate_rows", cascade.validate_rows, 0)
+    check_number("evaluation.batch_size", evaluation.batch_size, 1)
+    check_number("evaluation.gallery", evaluation.gallery, 0)
     for key, value in (
         ("dataset.limit", config.dataset.limit),
         ("evaluation.limit", evaluation.limit),
@@ -104,17 +104,18 @@ def check(config: Config, *, known_attacks: Sequence[str]) -> None:
         ("trainer.threads", config.trainer.threads),
     ):
         if value is not None:
-            _number(key, value, 1)
+            check_number(key, value, 1)
     for key, changes in (
         ("check", evaluation.check),
         ("check_black_box", evaluation.check_black_box),
         ("judge.params", evaluation.judge.params),
     ):
         for name in changes:
-            _choice(f"evaluation.{key}", name, known)
+            check_choice(f"evaluation.{key}", name, known)
     _check_attacks(config, known)
     _check_budgets(config)
     _check_evaluation(config)
+    check_diagnosis(config)
 
 
 def unknown_choice(key: str, name: str, known: Sequence[str], group: str) -> UserError:
@@ -145,19 +146,19 @@ def _check_threat_models(config: Config) -> None:
                 "none for white_box, the _target_ of an interface for others",
                 f"Choose another threat model, or leave {key}.interface as it is.",
             )
-        _choice(f"{key}.params", model.params, COLUMNS)
+        check_choice(f"{key}.params", model.params, COLUMNS)
         if model.budget is not None:
-            _number(f"{key}.budget", model.budget, 1)
+            check_number(f"{key}.budget", model.budget, 1)
     if all(model.interface is None for model in config.threat_models.values()):
         return
-    _number("proxy.epochs", config.proxy.epochs, 1)
-    _number("proxy.peak_lr", config.proxy.peak_lr, 0, open_low=True)
-    _number("proxy.alpha", config.proxy.alpha, 0, 1)
-    _number("proxy.batch_size", config.proxy.batch_size, 1)
-    _number("proxy.fine_tune_epochs", config.proxy.fine_tune_epochs, 1)
-    _number("dataset.proxy.seed", config.dataset.proxy.seed, 0)
+    check_number("proxy.epochs", config.proxy.epochs, 1)
+    check_number("proxy.peak_lr", config.proxy.peak_lr, 0, open_low=True)
+    check_number("proxy.alpha", config.proxy.alpha, 0, 1)
+    check_number("proxy.batch_size", config.proxy.batch_size, 1)
+    check_number("proxy.fine_tune_epochs", config.proxy.fine_tune_epochs, 1)
+    check_number("dataset.proxy.seed", config.dataset.proxy.seed, 0)
     if config.dataset.proxy.limit is not None:
-        _number("dataset.proxy.limit", config.dataset.proxy.limit, 2)
+        check_number("dataset.proxy.limit", config.dataset.proxy.limit, 2)
     if not config.evaluation.proxies or len(set(config.evaluation.proxies)) != len(config.evaluation.proxies):
         raise UserError(
             "evaluation.proxies",
@@ -175,9 +176,9 @@ def _check_attacks(config: Config, known: Sequence[str]) -> None:
             allowed = "keys and values, as in conf/attack/pgm.yaml"
             raise UserError(f"attacks.{name}", spec, "is not an attack", allowed, f"Correct attacks.{name}.")
     for column, table in config.attack_params.items():
-        _choice("attack_params", column, (*COLUMNS, *OTHER_COLUMNS))
+        check_choice("attack_params", column, (*COLUMNS, *OTHER_COLUMNS))
         for name, params in _mapping(table, f"attack_params.{column}", "attacks and their parameters").items():
-            _choice(f"attack_params.{column}", name, known)
+            check_choice(f"attack_params.{column}", name, known)
             _check_values(config, name, {}, {} if params is None else params, key=f"attack_params.{column}.{name}")
     for name in dict.fromkeys([*config.cascade.order, *config.evaluation.attacks]):
         key = f"attacks.{name}.params"
@@ -218,8 +219,9 @@ def _mapping(value: object, key: str, needed: str) -> Mapping[str, Any]:
 
 
 def _check_evaluation(config: Config) -> None:
-    """Check what is measured beside the two strengths, and what the tasks evaluate and report are about."""
+    """Check what is measured beside the two strengths, and what the other tasks are about."""
     evaluation, task = config.evaluation, config.task.name
+    of_one_model = task in ("evaluate", "diagnose")
     if evaluation.stronger and not config.attack_params.get("stronger"):
         raise UserError(
             "evaluation.stronger",
@@ -233,19 +235,20 @@ def _check_evaluation(config: Config) -> None:
             "evaluation.squeezing", evaluation.squeezing, "names one twice", "each at most once", "Correct it."
         )
     given = [name for name in ("stage", "weights") if getattr(evaluation, name) is not None]
-    if len(given) != (1 if task == "evaluate" else 0):
+    if len(given) != (1 if of_one_model else 0):
+        which = f"task={task}" if of_one_model else "task=evaluate or task=diagnose"
         raise UserError(
-            "task" if task == "evaluate" else f"evaluation.{given[0]}",
-            task if task == "evaluate" else getattr(evaluation, given[0]),
-            "needs to know one model" if task == "evaluate" else "is for task=evaluate",
-            "one of evaluation.stage (a key in the store) and evaluation.weights (a file), with task=evaluate",
-            "Give one of them." if task == "evaluate" else "Add task=evaluate, or remove it.",
+            "task" if of_one_model else f"evaluation.{given[0]}",
+            task if of_one_model else getattr(evaluation, given[0]),
+            "needs to know one model" if of_one_model else "is for task=evaluate and task=diagnose",
+            f"one of evaluation.stage (a key in the store) and evaluation.weights (a file), with {which}",
+            "Give one of them." if of_one_model else f"Add {which}, or remove it.",
         )
-    if task == "evaluate" and config.cascade.order:
+    if of_one_model and config.cascade.order:
         raise UserError(
             "cascade.order",
             config.cascade.order,
-            "would be trained, and task=evaluate trains nothing",
+            f"would be trained, and task={task} trains nothing",
             "no attack order",
             "Remove defence, attack_order, system and cascade.order from the command line.",
         )
@@ -284,88 +287,3 @@ def _check_budgets(config: Config) -> None:
             "needed: for each of these unbounded attacks the l1 radius at which it counts in the worst case",
             f"Add {' '.join(f'+dataset.budget.{name}=10' for name in missing)}.",
         )
-
-
-def _check_defence(config: Config) -> None:
-    rules = {"undefended": (0, 0), "adversarial_training": (1, 1), "amc": (1, math.inf)}
-    _choice("defence.name", config.defence.name, tuple(rules))
-    low, high = rules[config.defence.name]
-    if not low <= len(config.cascade.order) <= high:
-        needed = {"undefended": "no attack", "adversarial_training": "exactly one attack", "amc": "at least one attack"}
-        raise UserError(
-            "cascade.order",
-            config.cascade.order,
-            f"does not fit defence={config.defence.name}",
-            f"needed: {needed[config.defence.name]}",
-            "Change cascade.order, attack_order or defence.",
-        )
-
-
-def _check_shares(cascade: CascadeConfig) -> None:
-    if cascade.shares is None:
-        return
-    for share in cascade.shares:
-        _number("cascade.shares", share, 0, 1)
-    if len(cascade.shares) != len(cascade.order):
-        raise UserError(
-            "cascade.shares",
-            cascade.shares,
-            f"has {len(cascade.shares)} entries",
-            f"one per attack of cascade.order, {len(cascade.order)}",
-            "Give one share per attack.",
-        )
-    if abs(sum(cascade.shares) - 1) > 1e-5:
-        raise UserError(
-            "cascade.shares",
-            cascade.shares,
-            f"sums to {sum(cascade.shares):g}",
-            "a sum of 1",
-            "Change the shares so that they sum to 1.",
-        )
-    if cascade.order and cascade.shares[0] == 0:
-        raise UserError(
-            "cascade.shares",
-            cascade.shares,
-            "leaves stage 1 without rows",
-            "a first share above 0",
-            "Drop the first attack from the order, or give it a share.",
-        )
-
-
-def _check_epochs(cascade: CascadeConfig) -> None:
-    key, value = "cascade.epochs", cascade.epochs
-    if isinstance(value, bool) or not isinstance(value, int | list):
-        raise UserError(
-            key,
-            value,
-            "is not a number of epochs",
-            "an integer, or a list with one per stage",
-            "Write e.g. cascade.epochs=8 or 'cascade.epochs=[8,8,8,8]'.",
-        )
-    if isinstance(value, list) and len(value) != len(cascade.order):
-        raise UserError(
-            key,
-            value,
-            f"has {len(value)} entries",
-            f"one per stage, {len(cascade.order)}",
-            "Give one number of epochs per attack of cascade.order, or a single number for all.",
-        )
-    for epochs in value if isinstance(value, list) else [value]:
-        if isinstance(epochs, bool) or not isinstance(epochs, int):
-            raise UserError(key, value, "is not a number of epochs", "integers", "Write whole numbers.")
-        _number(key, epochs, 1)
-
-
-def _choice(key: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        close = difflib.get_close_matches(str(value), allowed, n=1)
-        do = f"Did you mean {close[0]}?" if close else "Choose one of them."
-        raise UserError(key, value, "is not known", f"known: {', '.join(allowed)}", do)
-
-
-def _number(key: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
-    inside = math.isfinite(value) and (low < value if open_low else low <= value) and value <= high
-    if not inside:
-        left, right = "(" if open_low else "[", ")" if high == math.inf else "]"
-        upper = "infinity" if high == math.inf else f"{high:g}"
-        raise UserError(key, value, "is out of range", f"allowed: {left}{low:g}, {upper}{right}", f"Change {key}.")

@@ -67,6 +67,7 @@ def header(
             "attacks": {name: dict(attack.params) for name, attack in training.items()},
             "epochs": stage_epochs(config.cascade),
             "transfer": config.cascade.transfer,
+            "joint": config.cascade.joint,
         },
         "preset": config.preset.name,
         "order": config.cascade.order,

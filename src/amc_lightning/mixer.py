@@ -1,7 +1,6 @@
 """Partition a batch over the attacks of a stage, and perturb each part with its attack."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
@@ -9,22 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from amc_lightning.attacks import GuardedAttack, opened, share_clean
+from amc_lightning.mixed_batch import MixedBatch
 from amc_lightning.seeding import generator
-
-
-@dataclass(frozen=True)
-class MixedBatch:
-    """Adversarial rows of one batch, in the order of the clean rows they were made from.
-
-    Attributes:
-        x: adversarial images, (B, C, H, W) float32 in [0, 1].
-        y: true class indices, (B,) int64.
-        source: index into the stage's attacks of the one that made each row, (B,) int64.
-    """
-
-    x: Tensor
-    y: Tensor
-    source: Tensor
 
 
 def stage_shares(stage_index: int, *, current_share: Fraction, shares: Sequence[Fraction] | None) -> list[Fraction]:
@@ -174,6 +159,9 @@ class Mixer:
                 source[rows] = index
         self.carry = carry  # only now: a batch that failed owes nothing
         return MixedBatch(x=x_adv, y=y, source=source)
+
+    def observe(self, wrong: Tensor, source: Tensor) -> None:
+        """Do nothing: the shares of a stage are fixed."""
 
     def state_dict(self) -> dict[str, list[list[int]]]:
         """Return the carry as plain integers, for an in-stage checkpoint."""

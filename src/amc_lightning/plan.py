@@ -144,6 +144,7 @@ def stage_cost(
     rows: int,
     steps_per_epoch: int,
     epochs: int,
+    copies: int = 1,
 ) -> StageCost:
     """Estimate a stage from probe times.
 
@@ -155,8 +156,9 @@ def stage_cost(
         rows: training images.
         steps_per_epoch: batches of an epoch.
         epochs: of the stage.
+        copies: adversarial rows that are trained on for each clean one.
     """
-    halves = 2 if shares else 1
+    halves = 1 + copies if shares else 1
     seconds = halves * measured.train + sum(float(share) * measured.attack[name] for name, share in shares.items())
     passes = halves + sum(float(share) * measured.passes[name] for name, share in shares.items())
     watching = validated * sum(measured.attack[name] for name in shares)

@@ -12,7 +12,7 @@ from amc_lightning.cascade import Cascade
 from amc_lightning.measure_plan import BARE, UNDEFENDED, Job, MeasurementPlan
 from amc_lightning.plan import Probe, StageCost, plan_table, probe, stage_cost
 from amc_lightning.proxy_recipe import PlannedProxy
-from amc_lightning.stages import shares_of, validation_interval
+from amc_lightning.stages import adversarial_copies, shares_of, validation_interval
 
 PROBE_ROWS = 64  # enough to fill two cores; small enough that the plan is there in seconds
 
@@ -139,6 +139,7 @@ def _costs(cascade: Cascade, todo: _Todo, probes: Mapping[str | None, Probe]) ->
                 rows=data.counts["train"],
                 steps_per_epoch=-(-data.counts["train"] // config.schedule.batch_size),
                 epochs=stage.epochs,
+                copies=adversarial_copies(config),
             )
         )
     kinds = Counter(proxy.spec.architecture for proxy in todo.attackers)

@@ -1,5 +1,6 @@
-"""Which values each attack parameter may take, as one table by name."""
+"""Which values settings may take: numbers and choices, and each attack parameter, as one table by name."""
 
+import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,6 +91,10 @@ RANGES: Mapping[str, _Range] = {
     "max_iter": _COUNT,
     "xi": _POSITIVE,
     "num_iters": _COUNT,
+    "linf": _number("in [0, 1]", lambda value: 0 <= value <= 1),
+    "l2": _NOT_NEGATIVE,
+    "l1": _NOT_NEGATIVE,
+    "reach": _POSITIVE,
     "method": _one_of("exact", "logit", "finite"),
     # names that torchattacks' own classes use
     "alpha": _POSITIVE,
@@ -139,3 +144,28 @@ def check_budget(eps: float, norm: str, image_shape: Sequence[int] | None, *, ke
     raise UserError(
         key, eps, f"is larger than the whole image in {norm}", f"allowed: 0 to {largest:.4g}, as {reason}", do
     )
+
+
+def check_choice(key: str, value: object, allowed: Sequence[str]) -> None:
+    """Refuse a value that is none of the allowed ones; the nearest is suggested.
+
+    Raises:
+        UserError: if it is none of them.
+    """
+    if value not in allowed:
+        close = difflib.get_close_matches(str(value), allowed, n=1)
+        do = f"Did you mean {close[0]}?" if close else "Choose one of them."
+        raise UserError(key, value, "is not known", f"known: {', '.join(allowed)}", do)
+
+
+def check_number(key: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
+    """Refuse a number outside [low, high], or (low, high] with ``open_low``.
+
+    Raises:
+        UserError: if it is outside, or not finite.
+    """
+    inside = math.isfinite(value) and (low < value if open_low else low <= value) and value <= high
+    if not inside:
+        left, right = "(" if open_low else "[", ")" if high == math.inf else "]"
+        upper = "infinity" if high == math.inf else f"{high:g}"
+        raise UserError(key, value, "is out of range", f"allowed: {left}{low:g}, {upper}{right}", f"Change {key}.")

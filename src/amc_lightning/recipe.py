@@ -30,8 +30,8 @@ COMPONENTS: Mapping[str, Sequence[str]] = {
     "models": ("models/*.py",),
     "proxies": ("proxies.py", "proxy.py", "proxy_recipe.py", "threat.py"),
     "training": (
-        "attacks/randomness.py", "checkpoint.py", "data/augment.py", "data/batches.py", "fit.py", "keep.py", "mixer.py",
-        "plan.py", "seeding.py", "stage.py", "stages.py", "train.py", "transfer.py",
+        "attacks/randomness.py", "checkpoint.py", "data/augment.py", "data/batches.py", "fit.py", "joint.py", "keep.py",
+        "mixed_batch.py", "mixer.py", "plan.py", "seeding.py", "stage.py", "stages.py", "train.py", "transfer.py",
     ),
 }  # fmt: skip
 """The source files of each component, as patterns below the package."""

@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 from amc_lightning.data import Augment
 from amc_lightning.errors import NotFiniteError, TrainingDivergedError
 from amc_lightning.metrics import MeanBySource
-from amc_lightning.mixer import Mixer
+from amc_lightning.mixed_batch import MakesBatches
 from amc_lightning.seeding import derive
 
 
@@ -50,7 +50,7 @@ class StageModule(pl.LightningModule):
         *,
         title: str,
         seed: int,
-        mixer: Mixer | None,
+        mixer: MakesBatches | None,
         alpha: float,
         augment: Augment,
         augment_clean: bool = True,
@@ -99,15 +99,20 @@ class StageModule(pl.LightningModule):
             except NotFiniteError as error:
                 raise self._diverged(step, str(error)) from error
             logits = self.net(torch.cat([augmented, adv.x]))
+            copies = len(adv.x) // len(x)  # row i was made from row i modulo B
             loss = self.alpha * F.cross_entropy(logits[: len(x)], goals)
-            loss = loss + (1 - self.alpha) * F.cross_entropy(logits[len(x) :], goals)  # row i was made from row i
-            self.delta.update((adv.x - origin).flatten(1).norm(dim=1), adv.source + 1)
+            loss = loss + (1 - self.alpha) * F.cross_entropy(logits[len(x) :], torch.cat([goals] * copies))
+            for part, made_by in zip(torch.split(adv.x, len(x)), torch.split(adv.source, len(x)), strict=True):
+                self.delta.update((part - origin).flatten(1).norm(dim=1), made_by + 1)
             source = torch.cat([source, adv.source + 1])
             y = torch.cat([y, adv.y])
         if not torch.isfinite(loss):
             raise self._diverged(step, f"the loss became {float(loss.detach())}")
         with torch.no_grad():
-            self.error.update(logits.argmax(dim=1) != y, source)
+            wrong = logits.argmax(dim=1) != y
+            if self.mixer is not None:
+                self.mixer.observe(wrong[len(x) :], source[len(x) :] - 1)
+            self.error.update(wrong, source)
             self.loss.update(loss.detach(), weight=len(x))
             self.rows.index_add_(0, source, torch.ones_like(source))
         return loss

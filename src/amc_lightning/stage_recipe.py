@@ -117,6 +117,8 @@ def _trained(
     if stage.index == 0:
         return recipe
     shares = shares_of(config, stage)
+    if cascade.joint is not None:
+        recipe |= {"joint": cascade.joint}
     return recipe | {
         "alpha": cascade.alpha,
         "label": cascade.label,

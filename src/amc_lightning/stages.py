@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from fractions import Fraction
 
-from amc_lightning.config import Config, exact_shares, stage_epochs
+from amc_lightning.config import Config, exact_shares, stage_epochs, stage_names
 from amc_lightning.mixer import stage_shares
 from amc_lightning.seeding import derive
 
@@ -14,7 +14,7 @@ class Stage:
 
     Attributes:
         index: position; 0 is the undefended model.
-        attack: the attack it is hardened against; None for stage 0.
+        attack: the attack it is hardened against, or the rule of a joint stage; None for stage 0.
         epochs: passes over the training set.
     """
 
@@ -38,17 +38,36 @@ class Stage:
         return f"stages/{self.index}_{self.name}"
 
 
+WHOLE = ("avg", "max")
+"""The joint rules under which every row of a batch meets every attack."""
+
+
+def adversarial_copies(config: Config) -> int:
+    """Return how many adversarial rows are trained on for each clean one."""
+    return len(config.cascade.order) if config.cascade.joint == "avg" else 1
+
+
 def stages_of(config: Config) -> list[Stage]:
-    """Return the stages of a run: M0, then one per attack of the order."""
+    """Return the stages of a run: M0, then one per attack of the order, or one that is joint."""
     stages = [Stage(0, None, config.cascade.undefended_epochs)]
-    pairs = zip(config.cascade.order, stage_epochs(config.cascade), strict=True)
+    pairs = zip(stage_names(config.cascade), stage_epochs(config.cascade), strict=True)
     return stages + [Stage(index, name, epochs) for index, (name, epochs) in enumerate(pairs, start=1)]
 
 
 def shares_of(config: Config, stage: Stage) -> dict[str, Fraction]:
-    """Return the share of each attack in a stage's adversarial half, by name in cascade order; empty for stage 0."""
+    """Return the share of each attack in a stage's adversarial half, by name in cascade order; empty for stage 0.
+
+    Where every row meets every attack (AVG, MAX) each share is 1; where one attack is drawn for a batch, what it is
+    drawn with at first.
+    """
     if stage.index == 0:
         return {}
+    joint = config.cascade.joint
+    if joint == "msd":
+        return {joint: Fraction(1)}
+    if joint is not None:
+        share = Fraction(1) if joint in WHOLE else Fraction(1, len(config.cascade.order))
+        return dict.fromkeys(config.cascade.order, share)
     current, vector = exact_shares(config.cascade)
     shares = stage_shares(stage.index, current_share=current, shares=vector)
     return dict(zip(config.cascade.order[: stage.index], shares, strict=True))

@@ -62,6 +62,27 @@ def stored_stage(config: Config, store: Store) -> tuple[Config, StageRecipe]:
         ) from error
 
 
+def refuse_other_images(name: str, train: str, stored: StageRecipe) -> None:
+    """Refuse images that a stage was not trained on: those held out here may be among its own.
+
+    Args:
+        name: of the dataset.
+        train: fingerprint of its training split.
+        stored: the stage.
+
+    Raises:
+        UserError: if they are others.
+    """
+    if train != stored.recipe["training_data"]:
+        raise UserError(
+            "dataset",
+            name,
+            "is not what the stage was trained on: its held-out images may be among those",
+            "the same files, split and cap",
+            "Give dataset.root, dataset.split_seed and so on as in the run that trained it.",
+        )
+
+
 _OF_THE_SPLIT = ("limit", "balanced", "split_seed", "split_rule", "size")
 """What decides which images are held out: on another split a stage would meet images that it was trained on."""
 
@@ -69,6 +90,7 @@ _OF_THE_SPLIT = ("limit", "balanced", "split_seed", "split_rule", "size")
 def _as_trained(config: Config, trained: Mapping[str, Any], index: int) -> Config:
     cascade = CascadeConfig(**trained["cascade"])
     epochs = cascade.epochs if isinstance(cascade.epochs, int) else cascade.epochs[:index]
+    order = cascade.order[:index] if cascade.joint is None or index == 0 else cascade.order
     hardened = ThreatModelConfig(**trained["threat_model"])
     return replace(
         config,
@@ -76,7 +98,7 @@ def _as_trained(config: Config, trained: Mapping[str, Any], index: int) -> Confi
         dataset=replace(config.dataset, **{name: trained["dataset"][name] for name in _OF_THE_SPLIT}),
         seed=trained["seed"],
         defence=NamedConfig(trained["defence"]["name"]),
-        cascade=replace(cascade, order=cascade.order[:index], epochs=epochs),
+        cascade=replace(cascade, order=order, epochs=epochs),
         threat_model=hardened,
         threat_models={hardened.name: hardened, **config.threat_models},
     )

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from amc_lightning.attacks import GuardedAttack
 from amc_lightning.checkpoint import random_states, set_random_states
-from amc_lightning.config import Config
+from amc_lightning.config import Config, stage_names
 from amc_lightning.data import ImageData
 from amc_lightning.fit import Fitter, Trained
+from amc_lightning.joint import RULES
+from amc_lightning.mixed_batch import MakesBatches
 from amc_lightning.mixer import Mixer
 from amc_lightning.plan import PassCount
 from amc_lightning.rows import attack_rows, predict
@@ -84,7 +86,7 @@ class StageTrainer:
         return self.fitter.fit(
             self._module(net, stage, seed, passes, craft_on),
             self.data.batches("train", shuffle_seed=derive(seed, "order"), device=self.device),
-            title=f"stage {stage.index}/{len(self.config.cascade.order)} {stage.name}",
+            title=f"stage {stage.index}/{len(stage_names(self.config.cascade))} {stage.name}",
             epochs=stage.epochs,
             validate_every=validation_interval(self.config, stage),
             parent=parent,
@@ -102,8 +104,10 @@ class StageTrainer:
         cascade = self.config.cascade
         shares = shares_of(self.config, stage)
         attacks = [self.attacks[name] for name in shares]
-        mixer = None
-        if attacks:
+        mixer: MakesBatches | None = None
+        if attacks and cascade.joint is not None:
+            mixer = RULES[cascade.joint](attacks, seed=seed, label=cascade.label)
+        elif attacks:
             mixer = Mixer(attacks, list(shares.values()), seed=seed, label=cascade.label)  # type: ignore[arg-type]
         return StageModule(
             net,
@@ -117,8 +121,14 @@ class StageTrainer:
             craft_on=craft_on,
             make_optimizer=self.fitter.optimizer,
             make_schedule=self.fitter.schedule(stage.epochs),
-            validate=partial(self._validate, attacks, passes, craft_on),
+            validate=partial(self._validate, self._watched(attacks), passes, craft_on),
         )
+
+    def _watched(self, attacks: list[GuardedAttack]) -> list[GuardedAttack]:
+        """Return the attacks of the validation: those trained with; for MSD, which has no norm, those it stands for."""
+        if attacks and self.config.cascade.joint == "msd":
+            return [self.attacks[name] for name in self.config.cascade.order]
+        return attacks
 
     def _validate(
         self, attacks: list[GuardedAttack], passes: PassCount, craft_on: nn.Module | None, net: nn.Module

@@ -16,6 +16,7 @@ from amc_lightning.attacks.eap import EAP
 from amc_lightning.attacks.fgsm import FGSM
 from amc_lightning.attacks.guard import guarded
 from amc_lightning.attacks.load import load
+from amc_lightning.attacks.msd import MSD
 from amc_lightning.attacks.noise import RandomNoise
 from amc_lightning.attacks.pgm import PGDL1, PGDL2, PGM
 from amc_lightning.attacks.reference import APGDCE, APGDT, FAB, Square
@@ -29,6 +30,7 @@ __all__ = [
     "EAP",
     "FAB",
     "FGSM",
+    "MSD",
     "PGDL1",
     "PGDL2",
     "PGM",

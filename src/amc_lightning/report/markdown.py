@@ -239,7 +239,7 @@ def _run(results: Results) -> str:
     facts = [
         ("experiment", results.experiment),
         ("defence", results.defence),
-        ("attack order", " > ".join(results.order) or "none"),
+        _order(results),
         ("attacks evaluated", ", ".join(results.evaluated)),
         ("hardened under", _threat_model(results.threat_model, results.hardening)),
         (
@@ -263,6 +263,12 @@ def _run(results: Results) -> str:
         ("commit", results.commit or "unknown"),
     ]
     return markdown_table(["", ""], facts)
+
+
+def _order(results: Results) -> tuple[str, str]:
+    if results.crafting is not None and results.crafting.joint is not None:
+        return "attacks, all in one stage", f"{', '.join(results.order)}, by the rule {results.crafting.joint}"
+    return "attack order", " > ".join(results.order) or "none"
 
 
 def _crafting(results: Results) -> Iterator[tuple[str, str]]:

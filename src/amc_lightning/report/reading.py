@@ -201,6 +201,8 @@ def _proxy_data(node: Node | None) -> ProxyData | None:
 def _crafting(node: Node | None, stages: int) -> Crafting | None:
     if node is None:
         return None
+    joint = node.optional_text("joint")
+    stages = stages if joint is None else 1
     epochs = node.numbers("epochs")
     if len(epochs) != stages or not all(type(value) is int and value >= 0 for value in epochs):
         node.fail("epochs", f"{stages} whole numbers, one for each attack of the order")
@@ -209,4 +211,5 @@ def _crafting(node: Node | None, stages: int) -> Crafting | None:
         attacks={name: dict(entry.raw) for name, entry in node.child("attacks").children().items()},
         epochs=tuple(map(int, epochs)),
         transfer=node.one_of("transfer", ("parent", "none")),
+        joint=joint,
     )

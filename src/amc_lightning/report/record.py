@@ -203,12 +203,14 @@ class Crafting:
         attacks: the parameters of each attack of the order.
         epochs: of each stage after M0.
         transfer: what a stage starts from: "parent", the stage before, or "none", M0.
+        joint: by which rule one stage was trained against all attacks of the order; None for a stage per attack.
     """
 
     column: str
     attacks: Mapping[str, Mapping[str, object]]
     epochs: tuple[int, ...]
     transfer: str
+    joint: str | None = None
 
 
 @dataclass(frozen=True)
