@@ -18,8 +18,10 @@ NAMES = [".".join(path.relative_to(SOURCE).with_suffix("").parts) for path in MO
 # What each room may import of the package itself; a room is a module or a folder. Anything not listed is refused.
 FOUNDATION = {"errors", "seeding"}
 MAY_IMPORT = {
-    "__init__": {"deploy", "errors"},
-    "__main__": {"config", "errors", "explain", "paper", "report", "run", "store", "storekeeping", "sweep"},
+    "__init__": {"deploy", "errors", "referee"},
+    "__main__": {
+        "config", "errors", "examine", "explain", "pages", "paper", "report", "run", "store", "storekeeping", "sweep",
+    },
     "errors": set(),
     "seeding": set(),
     "schema": {"places"},
@@ -31,14 +33,18 @@ MAY_IMPORT = {
     "metrics": FOUNDATION,
     "transfer": FOUNDATION | {"results"},
     "explain": {"errors", "schema"},
-    "checks": {"errors", "ranges", "schema"},
+    "cascade_checks": {"errors", "ranges", "schema"},
+    "diagnosis_check": {"errors", "ranges", "schema"},
+    "checks": {"cascade_checks", "diagnosis_check", "errors", "ranges", "schema"},
     "config": {"checks", "errors", "explain", "schema"},
     "model_check": FOUNDATION | {"attacks"},
-    "mixer": FOUNDATION | {"attacks"},
+    "mixed_batch": {"attacks"},
+    "mixer": FOUNDATION | {"attacks", "mixed_batch"},
+    "joint": FOUNDATION | {"attacks", "mixed_batch"},
     "plan": FOUNDATION | {"attacks"},
     "rows": FOUNDATION | {"attacks"},
     "evaluate": FOUNDATION | {"attacks", "metrics", "rows"},
-    "stage": FOUNDATION | {"attacks", "data", "metrics", "mixer"},
+    "stage": FOUNDATION | {"data", "metrics", "mixed_batch"},
     "keep": {"stage"},
     "progress": {"stage"},
     "results": {"__init__", "errors"},
@@ -47,7 +53,10 @@ MAY_IMPORT = {
     "storekeeping": {"entry", "errors", "store"},
     "report": {"errors", "results"},  # of results nothing but how a file is written whole
     "paper": {"errors", "report", "results"},
-    "sweep": {"errors", "paper", "report", "results"},
+    "field": {"errors", "paper", "report", "results"},
+    "pages": {"field", "paper", "report"},
+    "referee": FOUNDATION | {"attacks", "data", "metrics", "models", "report", "results"},
+    "sweep": {"errors", "pages", "paper", "report", "results"},
     "tracking": {"errors", "report"},
     "deploy": {"config", "errors", "transfer"},
     "build": {"attacks", "config", "data", "errors"},
@@ -55,7 +64,8 @@ MAY_IMPORT = {
     "recipe": {"attacks", "config", "entry", "errors"},
     "checkpoint": {"data", "plan", "results"},
     "train": FOUNDATION | {
-        "attacks", "checkpoint", "config", "data", "fit", "mixer", "plan", "rows", "stage", "stages",
+        "attacks", "checkpoint", "config", "data", "fit", "joint", "mixed_batch", "mixer", "plan", "rows", "stage",
+        "stages",
     },
     "threat": {"errors"},  # an adversary's interface knows nothing of the method
     "proxy": {"stage"},
@@ -80,11 +90,16 @@ MAY_IMPORT = {
     "outcome": {"entry", "errors", "rows"},
     "planning": {"attacks", "cascade", "measure_plan", "plan", "proxy_recipe", "stages"},
     "header": {"attacks", "config", "data", "measure_plan", "proxies"},
+    "equal_cost": {"attacks", "config", "errors", "stages"},
+    "examine": {
+        "attacks", "build", "config", "data", "diagnosis_check", "entry", "errors", "fit", "measure_plan",
+        "model_check", "models", "referee", "report", "stage_recipe", "store", "stored", "transfer",
+    },
     "stored": {"config", "entry", "errors", "schema", "stage_recipe", "stages", "store"},
     "run": {
-        "__init__", "attacks", "build", "cascade", "config", "data", "entry", "errors", "fit", "header", "measure",
-        "measure_plan", "model_check", "planning", "proxies", "proxy_recipe", "report", "results", "stage_recipe",
-        "stages", "store", "stored", "tracking", "train",
+        "__init__", "attacks", "build", "cascade", "config", "data", "entry", "equal_cost", "errors", "fit", "header",
+        "measure", "measure_plan", "model_check", "planning", "proxies", "proxy_recipe", "report", "results",
+        "stage_recipe", "stages", "store", "stored", "tracking", "train",
     },
 }  # fmt: skip
 # Where a package of others may be named, at most.
@@ -99,7 +114,7 @@ ONLY_IN = {
     "pooch": {"data"},
     "sklearn": {"data"},
     "PIL": {"data", "report"},
-    "matplotlib": {"paper", "report"},
+    "matplotlib": {"field", "paper", "report"},
     "torchvision": {"__main__"},  # asks whether one is there that cannot be imported
     "lightning": set(),
     "pickle": {"checkpoint", "data", "transfer"},  # checkpoint and transfer name its error

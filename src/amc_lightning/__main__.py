@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING, TextIO, cast
 
@@ -120,6 +120,11 @@ def _run(cfg: "DictConfig", *, debugging: bool) -> "Outcome":
             return Outcome(_keep_store(config))
         if config.task.name == "report":
             return Outcome(_report(config))
+        if config.task.name == "diagnose":
+            from amc_lightning.examine import examine
+
+            examine(config, Path(HydraConfig.get().runtime.output_dir), console=_console())
+            return Outcome(0)
         from amc_lightning.run import run  # torch and Lightning take seconds; a misspelt key should not
 
         run(config, Path(HydraConfig.get().runtime.output_dir), console=_console())
@@ -166,24 +171,25 @@ def _keep_store(config: "Config") -> int:
 def _report(config: "Config") -> int:
     from pathlib import Path
 
+    from amc_lightning.pages import write_pages
     from amc_lightning.paper.manifest import read_runs
     from amc_lightning.paper.publish import publish
-    from amc_lightning.paper.report import write_paper_report
 
     manifests = [Path(name).expanduser() for name in config.report.manifests]
     folder = manifests[0].parent if config.report.folder is None else Path(config.report.folder).expanduser()
     runs = read_runs(manifests)
-    _say_tables(write_paper_report(runs, folder))
+    _say_pages(write_pages(runs, folder))
     if config.report.publish is not None:
         copies = Path(config.report.publish).expanduser()
         publish(runs, copies, pictures=frozenset(config.report.pictures))
     return 0
 
 
-def _say_tables(path: "Path") -> None:
+def _say_pages(pages: "Mapping[str, Path]") -> None:
     from rich.console import Console
 
-    Console().print(f"The paper's tables, Figure 1 and claims: {path}", soft_wrap=True, highlight=False, markup=False)
+    for what, path in pages.items():
+        Console().print(f"{what}: {path}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _console() -> "Console | None":
@@ -214,7 +220,7 @@ def _close(sweep: "Sweep", outcomes: "Sequence[Outcome]", status: int) -> int:
     from amc_lightning.report.sweep_summary import SUMMARY_FILE
     from amc_lightning.report.sweep_table import sweep_table
     from amc_lightning.report.sweep_wording import WHAT_TO_DO
-    from amc_lightning.sweep import paper_tables
+    from amc_lightning.sweep import written_pages
 
     entries = read_entries(sweep.folder)
     console = Console()
@@ -222,8 +228,7 @@ def _close(sweep: "Sweep", outcomes: "Sequence[Outcome]", status: int) -> int:
         console.print(sweep_table(entries))
         console.print(f"The summary is in {sweep.folder / SUMMARY_FILE}", soft_wrap=True, highlight=False, markup=False)
     try:
-        if (tables := paper_tables(sweep.folder)) is not None:
-            _say_tables(tables)
+        _say_pages(written_pages(sweep.folder))
     except (UserError, OSError) as error:  # what the jobs measured is on disk
         status = max(status, _fail(str(error) if isinstance(error, UserError) else _about_files(error), 1))
     failed = [entry.job for entry in entries if entry.job.exit_status]

@@ -26,6 +26,7 @@ __all__ = [
     "register",
     "resolve_target",
     "stage_epochs",
+    "stage_names",
 ]
 
 
@@ -158,16 +159,30 @@ def exact_shares(config: CascadeConfig) -> tuple[Fraction, list[Fraction] | None
     return Fraction(str(config.current_share)), vector
 
 
+def stage_names(config: CascadeConfig) -> list[str]:
+    """Return the names of the stages after stage 0: one per attack of the order, or the one joint stage."""
+    return list(config.order) if config.joint is None else [config.joint]
+
+
 def stage_epochs(config: CascadeConfig) -> list[int]:
     """Return the number of epochs of each stage after stage 0."""
     if isinstance(config.epochs, int):
-        return [config.epochs] * len(config.order)
+        return [config.epochs] * len(stage_names(config))
     return list(config.epochs)
 
 
 def _named(cfg: DictConfig) -> list[str]:
     """Return the attacks that are trained against or measured with."""
-    lists = ((cfg.cascade, "order"), (cfg.evaluation, "attacks"), (cfg.evaluation.judge, "attacks"))
+    if cfg.cascade.joint == "msd":
+        return ["msd", *_listed(cfg)]
+    return _listed(cfg)
+
+
+def _listed(cfg: DictConfig) -> list[str]:
+    lists = (
+        (cfg.cascade, "order"), (cfg.evaluation, "attacks"), (cfg.evaluation.judge, "attacks"),
+        (cfg.diagnosis, "attacks"),
+    )  # fmt: skip
     return [str(name) for node, key in lists if not OmegaConf.is_missing(node, key) for name in node[key]]
 
 

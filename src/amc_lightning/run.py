@@ -29,6 +29,7 @@ from amc_lightning.cascade import Cascade, StageRecord
 from amc_lightning.config import Config, instantiate
 from amc_lightning.data import ImageData
 from amc_lightning.entry import SHORT, key_of
+from amc_lightning.equal_cost import at_equal_cost
 from amc_lightning.errors import NotFiniteError, StageStoppedError, TrainingDivergedError, UserError
 from amc_lightning.fit import Fitter
 from amc_lightning.header import header
@@ -43,7 +44,7 @@ from amc_lightning.results import RunFolder, refuse_run
 from amc_lightning.stage_recipe import StageRecipe, stage_recipes
 from amc_lightning.stages import Stage
 from amc_lightning.store import Store
-from amc_lightning.stored import stored_stage
+from amc_lightning.stored import refuse_other_images, stored_stage
 from amc_lightning.train import StageTrainer
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ def run(config: Config, folder: Path, *, console: Console | None = None) -> Path
     if config.evaluation.stage is not None:
         config, stored = stored_stage(config, store)
     training = {} if stored is not None else training_attacks(config)
+    config = config if stored is not None else at_equal_cost(config, training)
     threats = evaluation_attacks(config)
     squeezing = squeezers(config)
     tracking.check(config.logger)
@@ -91,14 +93,8 @@ def run(config: Config, folder: Path, *, console: Console | None = None) -> Path
     check_model(net, x, data.num_classes)
     for name, squeezer in squeezing.items():
         check_squeezer(squeezer.to(device), x, key=f"squeezings.{name}")
-    if stored is not None and data.fingerprint_of("train") != stored.recipe["training_data"]:
-        raise UserError(
-            "dataset",
-            data.name,
-            "is not what the stage was trained on: its held-out images may be among those",
-            "the same files, split and cap",
-            "Give dataset.root, dataset.split_seed and so on as in the run that trained it.",
-        )
+    if stored is not None:
+        refuse_other_images(config.dataset.name, data.fingerprint_of("train"), stored)
     for name, node in config.models.items():  # before images for queries are read or made, which takes longer
         key = f"models.{name}"
         check_model(trainer.fitter.new_net(node, "probe", key=key).to(device), x, data.num_classes, key=key)

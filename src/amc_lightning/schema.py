@@ -89,6 +89,8 @@ class CascadeConfig:
     shares: list[float] | None = None
     transfer: str = "parent"
     pick: str = "last"
+    joint: str | None = None
+    passes: float | None = None
     label: str = "predicted"
     craft_params: str = "white_box"
     undefended_epochs: int = MISSING
@@ -131,6 +133,18 @@ class EvaluationConfig:
     limit: int | None = None
     gallery: int = 12
     seed: int = 0
+
+
+@dataclass
+class DiagnosisConfig:
+    """What ``task=diagnose`` examines a model with."""
+
+    level: str = "quick"
+    norm: str | None = None
+    eps: float | None = None
+    rows: int | None = None
+    attacks: list[str] = field(default_factory=list)
+    only: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -213,6 +227,7 @@ class Config:
     defence: NamedConfig = field(default_factory=NamedConfig)
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    diagnosis: DiagnosisConfig = field(default_factory=DiagnosisConfig)
     optimizer: dict[str, Any] = MISSING
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

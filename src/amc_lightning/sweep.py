@@ -192,24 +192,24 @@ def summarise(folder: Path) -> Path | None:
         return write_summary(folder, entries)
 
 
-def paper_tables(folder: Path) -> Path | None:
-    """Write the paper's tables from the manifest of a sweep.
+def written_pages(folder: Path) -> dict[str, Path]:
+    """Write the pages that the systems of a sweep make, from its manifest.
 
     Args:
         folder: the sweep's folder.
 
     Returns:
-        Path of the page that links them; None where no job is a row of theirs.
+        What each page is, and where it lies; none where no job is a system.
 
     Raises:
         UserError: if a file of a run cannot be read.
         OSError: if a file cannot be written.
     """
+    from amc_lightning.pages import write_pages
     from amc_lightning.paper.manifest import MANIFEST_FILE, read_runs
-    from amc_lightning.paper.report import write_paper_report
 
     manifest = folder / MANIFEST_FILE
-    return write_paper_report(read_runs([manifest]), folder) if manifest.exists() else None
+    return write_pages(read_runs([manifest]), folder) if manifest.exists() else {}
 
 
 def is_sweep(hydra: HydraConf) -> bool:

@@ -29,6 +29,7 @@ class Error:
         paper: the number in the paper; None where it has none.
         shows_n: whether the number of images stands in the cell, as it is not that of the other columns.
         shows_paper: whether the paper's number stands in the cell, and not beside it.
+        is_best: whether it is set in bold.
     """
 
     system: str
@@ -38,6 +39,7 @@ class Error:
     paper: float | None = None
     shows_n: bool = False
     shows_paper: bool = True
+    is_best: bool = False
 
     @property
     def value(self) -> float | None:

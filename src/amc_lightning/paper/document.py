@@ -116,7 +116,8 @@ def tex_text(grids: Sequence[Grid]) -> str:
 
 
 def _markdown_cell(cell: Cell) -> str:
-    return "<br>".join(line for line in (cell.main, *cell.small, cell.below) if line)
+    main = f"**{cell.main}**" if isinstance(cell, Error) and cell.is_best else cell.main
+    return "<br>".join(line for line in (main, *cell.small, cell.below) if line)
 
 
 def _error_numbers(cell: Error) -> dict[str, str]:
@@ -170,7 +171,9 @@ def _tex(grid: Grid) -> Iterator[str]:
 def _tex_cell(cell: Cell) -> str:
     small = [f"{{\\scriptsize {_tex_words(line)}}}" for line in cell.small]
     paper = [f"\\textit{{{_tex_words(cell.below)}}}"] if cell.below else []
-    return _stack([_tex_words(cell.main), *small, *paper])
+    main = _tex_words(cell.main)
+    main = f"\\textbf{{{main}}}" if isinstance(cell, Error) and cell.is_best else main
+    return _stack([main, *small, *paper])
 
 
 def _tex_words(text: str) -> str:

@@ -7,6 +7,7 @@ from amc_lightning.paper.claims import write_claims
 from amc_lightning.paper.figure1 import write_figure1
 from amc_lightning.paper.forgetting import forgetting_text, write_forgetting
 from amc_lightning.paper.runs import Runs
+from amc_lightning.paper.squeezing_verdict import squeezing_text
 from amc_lightning.paper.tables import write_tables
 from amc_lightning.report.sweep_comparison import LEAST_SEEDS
 from amc_lightning.results import write_whole
@@ -68,6 +69,8 @@ def report_text(runs: Runs, files: set[str]) -> str:
     ):
         if name in files:
             blocks.append(f"![{text}]({name})")
+    if squeezed := squeezing_text(runs):
+        blocks += ["## Feature squeezing: is the gain real?", squeezed]
     if forgotten := forgetting_text(runs):
         blocks += ["## Forgetting", forgotten]
     return "\n\n".join(blocks) + "\n"

@@ -61,7 +61,7 @@ class Squeezed:
             By "FS (either way)", "FS (adaptive)" and "FS (the paper's way)".
         """
         both = self._both(column)
-        union = {one.seed: rate for one, other in both if (rate := _union(one, other, column)) is not None}
+        union = {one.seed: rate for one, other in both if (rate := union_rate(one, other, column)) is not None}
         return {
             EITHER: Error(system, column, f"squeezed/{self.name}/either" if union else "", union),
             ADAPTIVE: error(system, [other for _, other in both], column),
@@ -153,8 +153,8 @@ def _settings(results: Results, threat_model: str) -> str:
     return ", ".join(f"{name} {value}" for name, value in given.items() if name != "_target_")
 
 
-def _union(one: Model, other: Model, column: Column) -> Rate | None:
-    """Return the rate of the rows that are wrong in at least one way; None if they were not kept."""
+def union_rate(one: Model, other: Model, column: Column) -> Rate | None:
+    """Return the rate of the rows that are wrong in at least one of two ways; None if they were not kept."""
     a, b = one.wrong(column), other.wrong(column)
     return None if a is None or b is None or a.shape != b.shape else _rate(a | b)
 

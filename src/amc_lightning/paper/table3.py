@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from amc_lightning.paper.bold import failures, with_bold
 from amc_lightning.paper.cells import CLEAN, Cell, Error, Fact, error
 from amc_lightning.paper.comparison import match_grid
 from amc_lightning.paper.document import Grid, Row
@@ -53,7 +54,10 @@ def table3(runs: Runs) -> list[Grid]:
     for dataset in runs.datasets:
         rows = table3_models(runs.of(dataset))
         if rows:
-            grids += [_papers(dataset, rows), _ours(dataset, rows)]
+            failed = [failures(found, runs.of(dataset)) for found in rows.values()]
+            for grid in (_papers(dataset, rows), _ours(dataset, rows)):
+                marked, said = with_bold(grid.rows, grid.head, failed)
+                grids.append(replace(grid, rows=marked, notes=(*grid.notes, *said, FOR_COMPARISON)))
             grids += _against_the_best(dataset, rows)
     return grids
 
@@ -80,7 +84,7 @@ def _papers(dataset: str, rows: Mapping[str, list[Model]]) -> Grid:
         for system, found in rows.items()
     )
     head = ("system", *heads(columns))
-    said = (*_notes(rows, made), FOR_COMPARISON)
+    said = tuple(_notes(rows, made))
     return Grid("table3", dataset, f"{dataset}: the paper's attacks (strength paper)", head, made, said)
 
 
@@ -118,7 +122,7 @@ def _ours(dataset: str, rows: Mapping[str, list[Model]]) -> Grid:
             "image that the model gets wrong they may repair it."
         )
     grid = "table3_ours"
-    return Grid(grid, dataset, f"{dataset}: what the paper does not show", head, made, (*said, FOR_COMPARISON))
+    return Grid(grid, dataset, f"{dataset}: what the paper does not show", head, made, tuple(said))
 
 
 def _cells(dataset: str, system: str, found: Sequence[Model], columns: Sequence[Column]) -> Iterator[Cell]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from amc_lightning.paper.black_box import pictured_columns, pictured_rows, table4_cell
+from amc_lightning.paper.bold import with_bold
 from amc_lightning.paper.cells import CLEAN, Error
 from amc_lightning.paper.comparison import match_grid
 from amc_lightning.paper.document import Grid, Row
@@ -15,6 +16,7 @@ from amc_lightning.report import wording
 from amc_lightning.report.columns import Column
 from amc_lightning.report.proxy_wording import interface_text, what_it_means
 from amc_lightning.report.table4 import Table4
+from amc_lightning.report.table4_bold import system_failures
 
 TITLE = "Table 4 over seeds: error rates (%) under black-box attacks, lower is better"
 
@@ -41,12 +43,19 @@ def _columns(table: Table4) -> list[Column]:
 
 
 def _errors(table: Table4, columns: list[Column]) -> Grid:
-    rows = tuple(
+    known = pictured_rows(table)
+    rows = [
         Row(name, tuple(table4_cell(table, name, systems, column) for column in columns))
-        for name, systems in pictured_rows(table).items()
-    )
-    title = f"{table.dataset}: {table.heading}"
-    return Grid("table4_summary", table.dataset, title, ("system", *heads(columns)), rows, tuple(_notes(table, rows)))
+        for name, systems in known.items()
+    ]
+    head = ("system", *heads(columns))
+    failed = [
+        {check: why for system in systems for check, why in system_failures(table, system).items()}
+        for systems in known.values()
+    ]
+    marked, bold = with_bold(rows, head, failed)
+    said = (*_notes(table, marked), *bold, FOR_COMPARISON)
+    return Grid("table4_summary", table.dataset, f"{table.dataset}: {table.heading}", head, marked, said)
 
 
 def _notes(table: Table4, rows: tuple[Row, ...]) -> Iterator[str]:
@@ -63,7 +72,6 @@ def _notes(table: Table4, rows: tuple[Row, ...]) -> Iterator[str]:
         for limit in sorted({view.dataset.limit for view in views if view.dataset.limit is not None}):
             yield f"Trained on at most {limit:,} images, the paper on all: the numbers are not comparable."
     yield "table4.md has every seed by itself, with the proxies' own errors and what the rows were made with."
-    yield FOR_COMPARISON
 
 
 def _against_the_best(table: Table4, systems: Systems, columns: list[Column]) -> Grid | None:

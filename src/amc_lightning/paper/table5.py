@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+from amc_lightning.paper.bold import failures, squeezed_failures, with_bold
 from amc_lightning.paper.cells import CLEAN, Error, error
 from amc_lightning.paper.document import Grid, Row
 from amc_lightning.paper.measures import budget_columns, check_columns, heads, measured
 from amc_lightning.paper.numbers import table5_number
 from amc_lightning.paper.runs import Runs
 from amc_lightning.paper.squeezed import ADAPTIVE, EITHER, HONEST, POST_HOC, Squeezed, squeezed_models, squeezings
+from amc_lightning.paper.squeezing_verdict import verdict
 from amc_lightning.paper.table_notes import FOR_COMPARISON, notes
 from amc_lightning.paper.trained import AMC_SYSTEM, Model, Systems, models
 from amc_lightning.report.columns import Column
@@ -33,10 +35,10 @@ def _grids(dataset: str, systems: Systems) -> list[Grid]:
     blocks: list[Squeezed | None] = [*found] or [None]
     if not amc or not (found or any(model.evaluation.rates("stronger") for model in amc)):
         return []
-    return [_grid(dataset, amc, block, said) for block in blocks]
+    return [_grid(dataset, systems, amc, block, said) for block in blocks]
 
 
-def _grid(dataset: str, amc: Sequence[Model], block: Squeezed | None, said: Sequence[str]) -> Grid:
+def _grid(dataset: str, systems: Systems, amc: Sequence[Model], block: Squeezed | None, said: Sequence[str]) -> Grid:
     both = [] if block is None else squeezed_models([block])
     columns = _columns([*amc, *both])
     bare = [error(AMC_SYSTEM, amc, column, paper=_paper(dataset, column, squeezed=False)) for column in columns]
@@ -44,18 +46,25 @@ def _grid(dataset: str, amc: Sequence[Model], block: Squeezed | None, said: Sequ
     if block is not None:
         found = [block.cells(AMC_SYSTEM, column, _paper(dataset, column, squeezed=True)) for column in columns]
         rows += [Row(f"AMC and {way}", tuple(cells[way] for cells in found)) for way in (EITHER, ADAPTIVE, POST_HOC)]
+    head, parts = ("system", *heads(columns)), [f"AMC and {way}" for way in (ADAPTIVE, POST_HOC)]
+    failed = [failures(amc, systems), {} if block is None else squeezed_failures(block, systems), {}, {}][: len(rows)]
+    marked, bold = with_bold(rows, head, failed, aside=parts)
     errors = [cell for row in rows for cell in row.cells if isinstance(cell, Error)]
+    judged = [] if block is None else [f"**{said}**" for said in list(verdict(dataset, amc, block))[:1]]
     title = f"{dataset}: AMC, without squeezing" if block is None else f"{dataset}: AMC and {block.name}"
     below = (
         *notes(amc, errors),
         "normal: strength paper. stronger: doubled, PGM in steps and eps, EAP in search steps and iterations.",
         "" if block is None else f"Feature squeezing: {block.name} ({block.settings}). {HONEST}",
         "" if block is None else block.weaker(columns),
+        *judged,
         *said,
+        *bold,
+        f"{' and '.join(parts)} are what {EITHER} is made of, and do not compete for the best." if bold else "",
         _beyond([*amc, *both], columns),
         FOR_COMPARISON,
     )
-    return Grid("table5", dataset, title, ("system", *heads(columns)), tuple(rows), below)
+    return Grid("table5", dataset, title, head, marked, below)
 
 
 def _columns(found: Sequence[Model]) -> list[Column]:

@@ -1,8 +1,8 @@
-"""Typed access to one object of results.json, with messages that name the place of a bad field."""
+"""Typed access to one object of a JSON file, with messages that name the file and the place of a bad field."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from amc_lightning.errors import UserError
@@ -20,16 +20,20 @@ class Node:
     Args:
         raw: the object.
         place: its dotted place in the file, for messages; empty for the whole file.
+        file: name of the file, for messages.
+        do: what a message says to do.
     """
 
     raw: Mapping[str, object]
     place: str
+    file: str = RESULTS_FILE
+    do: str = DO
 
     def fail(self, key: str, allowed: str) -> NoReturn:
         """Raise the error for one field."""
-        where = f"{RESULTS_FILE}: {self._at(key)}"
+        where = f"{self.file}: {self._at(key)}"
         problem = "is not what this field holds" if key in self.raw else "is missing"
-        raise UserError(where, self.raw.get(key), problem, f"expected: {allowed}", DO)
+        raise UserError(where, self.raw.get(key), problem, f"expected: {allowed}", self.do)
 
     def number(self, key: str) -> float:
         """Return a finite number."""
@@ -82,7 +86,7 @@ class Node:
         value = self.raw.get(key, {} if optional else None)
         if not isinstance(value, dict):
             return self.fail(key, "an object")
-        return Node(value, self._at(key))
+        return replace(self, raw=value, place=self._at(key))
 
     def optional_child(self, key: str) -> "Node | None":
         """Return the object in a field, or None where the field is null or absent."""
@@ -97,7 +101,7 @@ class Node:
         value = self.raw.get(key)
         if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
             return self.fail(key, "a list of objects")
-        return [Node(entry, f"{self._at(key)}[{index}]") for index, entry in enumerate(value)]
+        return [replace(self, raw=entry, place=f"{self._at(key)}[{index}]") for index, entry in enumerate(value)]
 
     def _at(self, key: str) -> str:
         return f"{self.place}.{key}" if self.place else key

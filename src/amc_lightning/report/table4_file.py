@@ -9,6 +9,7 @@ from amc_lightning.report import proxy_wording, wording
 from amc_lightning.report.columns import Column
 from amc_lightning.report.record import Rate
 from amc_lightning.report.table4 import System, Table4
+from amc_lightning.report.table4_bold import table4_marks
 from amc_lightning.report.table4_markdown import table4_text
 from amc_lightning.report.table4_notes import notes
 from amc_lightning.results import write_whole
@@ -156,8 +157,11 @@ def _tex(table: Table4) -> Iterator[str]:
     heads = [_stack([tex(part) for part in column.heading if part]) for column in table.columns]
     yield " & ".join(["system", *heads, _stack(["P''", "agrees"])]) + r" \\"
     yield "\\hline"
-    for system in table.systems:
-        cells = [_tex_cell(table, system, column) for column in table.columns]
+    bold = table4_marks(table).bold
+    for row, system in enumerate(table.systems):
+        cells = [
+            _tex_cell(table, system, column, is_best=(row, place) in bold) for place, column in enumerate(table.columns)
+        ]
         agreed = [proxy_wording.agreement_text(proxy.agreement) for proxy in system.stage.evaluation.proxies.values()]
         lines = [line for share, interval in agreed for line in (share, _small(interval)) if line]
         yield " & ".join([tex(system.name), *cells, _stack(lines or ["-"])]) + r" \\"
@@ -166,11 +170,12 @@ def _tex(table: Table4) -> Iterator[str]:
     yield "\\end{table}"
 
 
-def _tex_cell(table: Table4, system: System, column: Column) -> str:
+def _tex_cell(table: Table4, system: System, column: Column, *, is_best: bool) -> str:
     rate, paper = column.rate(system.stage), table.paper(system, column)
     if rate is None:
         return "-"
-    lines = [wording.percent(rate.error), _small(wording.interval(rate))]
+    error = wording.percent(rate.error)
+    lines = [f"\\textbf{{{error}}}" if is_best else error, _small(wording.interval(rate))]
     lines += [] if rate.proxy is None else [_small(f"P'' {wording.percent(rate.proxy.error)}")]
     return _stack([*lines, *([] if paper is None else [f"\\textit{{paper {paper:g}}}"])])
 

@@ -1,12 +1,13 @@
 """The paper's Table 4 in Markdown: an overview over the interfaces, and every attack under each of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 from amc_lightning.report import proxy_wording, wording
 from amc_lightning.report.columns import Column
 from amc_lightning.report.markdown_table import markdown_table, short_rate
 from amc_lightning.report.record import Rate
 from amc_lightning.report.table4 import System, Table4
+from amc_lightning.report.table4_bold import table4_marks
 from amc_lightning.report.table4_notes import notes
 
 
@@ -64,7 +65,8 @@ def details(table: Table4) -> Iterator[str]:
     yield f"### {table.dataset}: {table.heading}, every attack"
     yield proxy_wording.attacker(table.interface, [system.stage for system in table.systems])
     head = ["system", *(column.title for column in table.columns), "P'' agrees"]
-    yield markdown_table(head, (_row(table, system) for system in table.systems))
+    bold = table4_marks(table).bold
+    yield markdown_table(head, (_row(table, row, bold) for row in range(len(table.systems))))
     yield "\n".join(f"- {note}" for note in dict.fromkeys(notes(table)) if note)
 
 
@@ -85,17 +87,20 @@ def summaries(system: System | None) -> tuple[Rate | None, Rate | None]:
     return rates.get("mean"), rates.get("worst")
 
 
-def _row(table: Table4, system: System) -> list[str]:
+def _row(table: Table4, row: int, bold: Container[tuple[int, int]]) -> list[str]:
+    system = table.systems[row]
     agreed = [proxy_wording.agreement_text(proxy.agreement) for proxy in system.stage.evaluation.proxies.values()]
     lines = [line for pair in agreed for line in pair if line]
-    return [system.name, *(_cell(table, system, column) for column in table.columns), "<br>".join(lines) or "-"]
+    cells = [_cell(table, system, column, is_best=(row, place) in bold) for place, column in enumerate(table.columns)]
+    return [system.name, *cells, "<br>".join(lines) or "-"]
 
 
-def _cell(table: Table4, system: System, column: Column) -> str:
+def _cell(table: Table4, system: System, column: Column, *, is_best: bool) -> str:
     rate, paper = column.rate(system.stage), table.paper(system, column)
     if rate is None:
         return "-"
-    lines = [wording.percent(rate.error), wording.interval(rate)]
+    error = wording.percent(rate.error)
+    lines = [f"**{error}**" if is_best else error, wording.interval(rate)]
     lines += [] if rate.proxy is None else [f"P'' {wording.percent(rate.proxy.error)}"]
     moved = system.stage.evaluation.transfer(column.strength).get(column.key) if column.group == "attack" else None
     lines += [] if moved is None else [f"M0 {wording.percent(moved.error)}"]

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from amc_lightning.report import proxy_wording, wording
 from amc_lightning.report.table4 import System, Table4
+from amc_lightning.report.table4_bold import table4_marks
 
 
 def notes(table: Table4) -> Iterator[str]:
@@ -32,6 +33,7 @@ def notes(table: Table4) -> Iterator[str]:
             yield f"Trained on at most {view.dataset.limit:,} images, the paper on all: the numbers are not comparable."
         if table.is_the_papers and view.preset != "paper":
             yield f"Attacks here have the parameters of the preset '{view.preset}', the paper's those of its Table 1."
+    yield from table4_marks(table).notes
     yield "Where two intervals overlap, this table does not show that the rates differ."
 
 
