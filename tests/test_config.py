@@ -364,7 +364,7 @@ def test_help_shows_groups_and_examples_from_any_directory(tmp_path):
         env=ENVIRONMENT,
     )
     for text in (
-        "experiment: cifar10_amc, cifar10_local_proxy, cifar10_tables, digits_amc",
+        "experiment: cifar10_amc, cifar10_baselines, cifar10_local_proxy",
         "attack_order:",
         "+experiment=svhn_amc",
         "plan_only=true",

@@ -206,7 +206,13 @@ def config_of(*overrides):
     return read(cfg)
 
 
-SCALE = ["+scale.radii={linf: 0.2, l2: 1.0, l1: 5.0}", "+scale.steps=10", "+scale.passes=120"]
+SCALE = [
+    "+scale.radii={linf: 0.2, l2: 1.0, l1: 5.0}",
+    "+scale.steps=10",
+    "+scale.passes=120",
+    "+scale.judged_steps=5",
+    "+scale.queries=9",
+]
 
 
 @cache
@@ -246,7 +252,7 @@ def test_epochs_are_what_the_passes_buy():
 def test_passes_cannot_be_shared_out_over_an_attack_that_does_not_say():
     attacks = {"torchattacks_pgd": load("torchattacks_pgd"), "pgd_l2": load("pgd_l2")}
     config = norms()
-    config = replace(config, cascade=replace(config.cascade, order=list(attacks)))
+    config = replace(config, cascade=replace(config.cascade, joint=None, order=list(attacks)))
     with pytest.raises(UserError, match=r"cascade\.passes: 120\.0 cannot be shared out: torchattacks_pgd does not say"):
         at_equal_cost(config, attacks)
 
@@ -289,3 +295,13 @@ def test_rules_are_in_the_key_of_a_stage_and_cascades_keep_theirs():
 def test_what_does_not_go_together_is_refused(overrides, message):
     with pytest.raises(UserError, match=message):
         config_of(*overrides)
+
+
+def test_what_msd_is_chosen_by_is_in_its_key():
+    def key(order, pick):
+        config, attacks, _ = planned("msd", order, pick=pick)
+        return stage_recipes(config, attacks, train="t", validation="v")[1].key
+
+    turned = NORMS[::-1]
+    assert key(NORMS, "last") == key(turned, "last")  # the balls are the same
+    assert key(NORMS, "best") != key(turned, "best")

@@ -15,6 +15,7 @@ from rich.console import Console
 from amc_lightning import checkpoint
 from amc_lightning.build import build_attacks, load_data
 from amc_lightning.checkpoint import WholeCheckpoints, checkpoint_folder, newest_checkpoint
+from amc_lightning.joint import Extremes
 from amc_lightning.stage import StageModule
 from amc_lightning.stages import stages_of
 from amc_lightning.train import StageTrainer
@@ -134,6 +135,26 @@ def test_a_stage_may_be_killed_again_and_again(uninterrupted, tmp_path, monkeypa
     for step in (2, 2, 5, 6, 11):
         killed_at(step, trainer, stage, tmp_path, monkeypatch)
     same(train(trainer, stage, tmp_path), uninterrupted)
+
+
+def test_e_at_goes_on_with_its_running_errors(tmp_path, monkeypatch):
+    trainer = trainer_of(*STAGE, "defence=e_at")
+    stage = stages_of(trainer.config)[1]
+    seen = []
+    whole = Extremes.observe
+
+    def watched(self, wrong, source):
+        whole(self, wrong, source)
+        seen.append([int(source[0]), *self.errors])
+
+    monkeypatch.setattr(Extremes, "observe", watched)
+    once = train(trainer, stage, tmp_path / "whole")
+    expected, seen[:] = list(seen), []
+    assert len({tuple(errors) for errors in expected}) == len(expected) == 12
+    killed_at(7, trainer, stage, tmp_path, monkeypatch)
+    del seen[7:]  # the fatal step
+    same(train(trainer, stage, tmp_path), once)
+    assert seen == expected
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------

@@ -67,6 +67,21 @@ def test_what_a_stage_was_trained_with_comes_from_the_store(folder):
     assert results["crafting"] is None
 
 
+def test_a_joint_stage_and_its_m0_are_measured_as_they_were(tmp_path):
+    joint = ("defence=msd", "cascade.order=[fgsm,pgm]", "cascade.epochs=[1]", "cascade.undefended_epochs=1")
+    done = door(*HOW, *joint, f"hydra.run.dir={tmp_path / 'run'}", f"store.root={tmp_path / 'store'}")
+    assert done.status == 0, done.err
+    stages = read(tmp_path / "run")["stages"]
+    for index, order in ((0, []), (1, ["fgsm", "pgm"])):
+        done = measure(tmp_path, str(index), f"evaluation.stage='{stages[index]['key']}'")
+        assert done.status == 0, done.err
+        results = read(tmp_path / str(index))
+        assert (results["order"], results["defence"]) == (order, "msd")
+        (stage,) = results["stages"]
+        assert (stage["name"], stage["evaluations"]) == (stages[index]["name"], stages[index]["evaluations"])
+    assert stages[1]["name"] == "msd"
+
+
 def test_a_stage_can_be_measured_through_an_interface(folder):
     key = read(folder / "run")["stages"][1]["key"]
     proxy = (

@@ -94,7 +94,6 @@ RANGES: Mapping[str, _Range] = {
     "linf": _number("in [0, 1]", lambda value: 0 <= value <= 1),
     "l2": _NOT_NEGATIVE,
     "l1": _NOT_NEGATIVE,
-    "reach": _POSITIVE,
     "method": _one_of("exact", "logit", "finite"),
     # names that torchattacks' own classes use
     "alpha": _POSITIVE,

@@ -119,6 +119,8 @@ def _trained(
     shares = shares_of(config, stage)
     if cascade.joint is not None:
         recipe |= {"joint": cascade.joint}
+    if cascade.joint == "msd" and cascade.pick == "best":  # chosen by the attacks of the order, not by MSD itself
+        recipe |= {"watched": [attack_recipe(attacks[name]) for name in cascade.order]}
     return recipe | {
         "alpha": cascade.alpha,
         "label": cascade.label,

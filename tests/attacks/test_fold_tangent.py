@@ -67,7 +67,7 @@ def same_pass(crafting: CraftingCopy, images: Tensor, direction: Tensor) -> bool
     def both(run: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         point = images.clone().requires_grad_()
         logits = run(point)
-        weights = v[0, : logits.shape[1]].expand_as(logits).to(logits.dtype)
+        weights = v[0, : logits.shape[1]].to(logits).expand_as(logits)
         return logits, torch.autograd.grad(logits, point, weights)[0]
 
     return all(map(torch.equal, both(crafting), both(lambda x: crafting.linearised(x, direction)[0])))

@@ -17,8 +17,8 @@ from tests.attacks.conftest import seeded
 
 NAMES = sorted(path.stem for path in (CONF_DIR / "attack").glob("*.yaml"))
 KNOWN = (
-    "apgd_ce, apgd_t, autoattack, cw, deepfool, eap, fab, fgsm, noise, pgd_l1, pgd_l2, pgm, square, torchattacks_fgsm, "
-    "torchattacks_pgd, vap"
+    "apgd_ce, apgd_t, autoattack, cw, deepfool, eap, fab, fgsm, msd, noise, pgd_l1, pgd_l2, pgd_linf, pgm, square, "
+    "torchattacks_fgsm, torchattacks_pgd, vap"
 )
 
 
@@ -46,8 +46,9 @@ def seed(number: int) -> torch.Generator:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_file_loads_by_name_with_its_defaults(name: str) -> None:
     spec = yaml.safe_load((CONF_DIR / "attack" / f"{name}.yaml").read_text())
-    # what null stands for: 2.5 * 12 / 40 and 2.5 * 0.5 / 40
-    completed = {"pgd_l1": {"eps_iter": 0.75}, "pgd_l2": {"eps_iter": 0.03125}}.get(name, {})
+    # what null stands for: 2.5 * 12 / 40, 2.5 * 0.5 / 40 and 2.5 * 8 / 255 / 40
+    steps = {"pgd_l1": 0.75, "pgd_l2": 0.03125, "pgd_linf": 0.0019607843125}
+    completed = {"eps_iter": steps[name]} if name in steps else {}
     attack = load(name)
     assert isinstance(attack, GuardedAttack)
     assert attack.name == name

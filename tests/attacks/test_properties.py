@@ -28,9 +28,11 @@ BRIEF: dict[str, dict[str, object]] = {
     "eap": {"max_iterations": 5, "binary_search_steps": 2, "initial_const": 10.0, "learning_rate": 0.1},
     "fab": {"nb_iter": 3, "n_target_classes": 2},
     "fgsm": {},
+    "msd": {"nb_iter": 3},
     "noise": {"restarts": 2},
     "pgd_l1": {"nb_iter": 3, "eps_iter": None},
     "pgd_l2": {"nb_iter": 3, "eps_iter": None},
+    "pgd_linf": {"nb_iter": 3, "eps_iter": None},
     "pgm": {"nb_iter": 3, "eps_iter": None},
     "square": {"n_queries": 4},
     "torchattacks_fgsm": {},
@@ -41,7 +43,7 @@ SMALLEST = ("eap", "cw", "deepfool", "fab")
 """Attacks that look for the smallest perturbation: none for a row that is wrong already."""
 FOOLS_OR_GIVES_UP = (*SMALLEST, "apgd_ce", "apgd_t", "autoattack", "square")
 """Attacks that return a row unchanged where they do not fool the model."""
-BOUNDED = [name for name in NAMES if name not in ("eap", "cw", "deepfool")]
+BOUNDED = [name for name in NAMES if name not in ("eap", "cw", "deepfool", "msd")]
 HAS_NORM = ("apgd_ce", "apgd_t", "autoattack", "fab", "noise", "square")
 FIXED_NORM = {"pgd_l1": "l1", "pgd_l2": "l2", "vap": "l2"}
 

@@ -83,8 +83,8 @@ def test_equal_rows_are_no_difference(book):
     ]
 
 
-@pytest.mark.parametrize(("passes", "is_equal"), [(360.0, True), (440.0, True), (359.0, False), (441.0, False)])
-def test_ten_percent_of_the_passes_are_equal_cost(book, passes, is_equal):
+@pytest.mark.parametrize(("passes", "is_equal"), [(352.0, True), (448.0, True), (351.0, False), (449.0, False)])
+def test_twelve_percent_of_the_passes_are_equal_cost(book, passes, is_equal):
     book.norms("norms_avg", 55, passes=passes)
     (one,) = found = compared(book)
     assert one.is_equal_cost is is_equal
@@ -97,6 +97,32 @@ def test_a_baseline_at_another_cost_has_no_say(book):
     text = answer(compared(book))
     assert text.startswith("Whether a cascade with replay buys anything at equal cost these runs do not say")
     assert "left out of this answer: AVG (0.50 times its passes)." in text
+
+
+def test_what_the_baselines_took_is_said(book):
+    book.norms("norms_avg", 55, passes=380.0)
+    assert answer(compared(book)).endswith(" Passes of the baselines: 0.95 times those of the cascade.")
+    book.norms("norms_max", 55, passes=356.0)
+    book.norms("norms_msd", 55, passes=900.0)  # has no say
+    assert answer(compared(book)).endswith(" Passes of the baselines: 0.89 to 0.95 times those of the cascade.")
+
+
+def test_a_baseline_that_guesses_has_no_say(book):
+    book.norms("norms_avg", 55)
+    book.norms("norms_max", 20, clean=180)  # 90 % of 200: a constant answer, below the cascade in the union
+    text = answer(compared(book))
+    assert text.startswith("A cascade with replay buys a lower union error than the one baseline")
+    assert "No better than guessing on clean images and left out: MAX (clean error 90.0 %)." in text
+    assert "No better than guessing on clean images." in sentences(compared(book))[1]
+
+
+def test_a_cascade_that_guesses_says_nothing(tmp_path):
+    book = Field(tmp_path / "guessing")
+    book.norms("norms_amc", 30, clean=179)  # 89.5 %: 90 lies within its interval
+    book.norms("norms_avg", 55)
+    text = answer(compared(book))
+    assert text.startswith("Whether a cascade with replay buys anything at equal cost these runs do not say")
+    assert "No better than guessing on clean images and left out: AMC (clean error 89.5 %)." in text
 
 
 def test_single_attacks_are_a_bar_of_their_own(book):

@@ -102,6 +102,17 @@ def test_a_best_number_is_refused_where_a_check_fails(book, tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_row_that_guesses_is_never_bold(book, tmp_path):
+    book.norms("norms_avg", 55)
+    book.norms("norms_max", 20, clean=180)
+    book.norms("norms_amc", 30)
+    _, text, _, _ = written(book, tmp_path)
+    assert cells(text, "norms: MAX")[1].startswith("20.0<br>")
+    assert cells(text, "norms: AMC")[1].startswith("**30.0**<br>")
+    assert "Not in bold, as no better than guessing on clean images: norms: MAX." in text
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_equal_best_numbers_are_both_bold(book, tmp_path):
     book.norms("norms_avg", 30, clean=9)
     book.norms("norms_max", 31)

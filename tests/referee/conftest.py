@@ -12,8 +12,8 @@ from amc_lightning.referee import Level, ThreatModel
 EPS = 0.1
 THREAT = ThreatModel("linf", EPS)
 SMALL = Level(
-    name="small", rows=96, steps=20, restarts=1, curve_rows=48, curve_steps=20, apgd_steps=15, target_classes=2,
-    queries=150, noise_draws=20, substitute_epochs=20,
+    name="small", rows=96, steps=20, restarts=1, curve_rows=48, curve_steps=20, apgd_steps=10, target_classes=2,
+    queries=100, noise_draws=20, substitute_epochs=20,
 )  # fmt: skip
 """As quick, but smaller still."""
 

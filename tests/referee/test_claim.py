@@ -185,6 +185,21 @@ def test_a_claim_below_what_was_found_cannot_stand(undefended, rows):
     assert "quotes an error of 10.0 %" in found.meaning
 
 
+def test_a_claim_about_a_weaker_adversary_may_quote_less(undefended, rows):
+    threat = ThreatModel("linf", EPS, knowledge="black_box", queries=100)
+    found = worst_case(case_of(undefended, rows, threat=threat, provenance=Provenance(claimed_error=10.0)))
+    assert found.status == Status.WARN
+    assert "for its adversary" in found.meaning
+
+
+def test_random_points_of_the_ball_count_too():
+    case = case_of(Threshold(), (dots(0.45, 0.9), torch.tensor([0, 1])))
+    case.memo["fooled by noise"] = torch.tensor([False, True])
+    found = worst_case(case)
+    assert found.number == 100.0  # the first by PGD, the second by noise
+    assert found.details["single"]["random points"] == 50.0
+
+
 @pytest.mark.parametrize(
     ("strengths", "status"),
     [

@@ -51,6 +51,13 @@ def test_given_attack_that_has_not_converged(weak, sound, rows):
     assert finding.number > 10
 
 
+def test_a_claim_about_a_weaker_adversary_may_lie_behind_the_reference(sound, rows):
+    threat = ThreatModel("linf", EPS, knowledge="black_box", queries=100)
+    finding = has_converged(Case(sound, *rows, threat, FEW, given={"weak": SHORT}))
+    assert (finding.status, finding.details["too weak"]) == (Status.WARN, ["weak"])
+    assert "white-box" in finding.advice
+
+
 def test_weak_attack_beside_a_strong_one_is_a_warning(sound, rows):
     finding = has_converged(case(sound, rows, given={"weak": SHORT, "strong": STRONG}))
     assert (finding.status, finding.details["too weak"]) == (Status.WARN, ["weak"])

@@ -14,9 +14,7 @@ from amc_lightning.referee.curves import (
     claims_nothing_impossible,
     error_by_eps,
     grows_with_radius,
-    high_radius,
     reaches_the_end,
-    whole_box,
 )
 from amc_lightning.referee.paired import Pair, compared
 from tests.referee.conftest import EPS, SMALL, THREAT, trained
@@ -103,7 +101,7 @@ def test_curve(sound, rows):
 def test_radii_stop_at_the_whole_box(rows):
     examined = case(Constant(), (rows[0][:4], torch.tensor([0, 1, 2, 3])), ThreatModel("linf", 0.5))
     assert error_by_eps(examined)["eps"] == [0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0]
-    assert [(high_radius(examined, norm), whole_box(examined, norm)) for norm in ("linf", "l2", "l1")] == [
+    assert [(examined.high_radius(norm), examined.whole_box(norm)) for norm in ("linf", "l2", "l1")] == [
         (0.5, 1.0), (4.0, 8.0), (32.0, 64.0),
     ]  # fmt: skip
 
@@ -165,6 +163,16 @@ def test_impossible_claim_on_record(sound, rows):
     assert found.details["impossible claims"] == ["93.3 % right under check pgm with eps 0.6 (4 pgm under white_box)"]
 
 
+def test_a_constant_answer_is_possible_where_one_class_is_frequent(rows):
+    """Nine rows of ten are of class 0: at any radius 90 % are right, and that is no broken evaluation."""
+    y = (torch.arange(80) % 10 == 9).long()
+    few = case(Constant(), (rows[0][:80], y), ThreatModel("linf", 0.6), provenance=on_record(10.0, 18.0))
+    assert few.least_error_on_grey == pytest.approx(10.0)
+    assert claims_nothing_impossible(few).details["impossible claims"] == []
+    few = case(Constant(), (rows[0][:80], y), ThreatModel("linf", 0.6), provenance=on_record(1.0, 6.0))
+    assert len(claims_nothing_impossible(few).details["impossible claims"]) == 1
+
+
 @pytest.mark.parametrize(
     "provenance",
     [
@@ -192,6 +200,7 @@ def test_pairs_by_hand():
     assert not Pair(100, 6, 0).leads_by(0.5)  # 1 / 64
     assert not Pair(100, 7, 0).leads_by(7.0)
     assert Pair(9, 0, 0).p_value == 1
+    assert not Pair(10, 8, 2).leads_by(0.0)  # 56 / 1024
     assert Pair(100, 5, 90).exceeds(1, 0.5)  # however many the second has beyond it
     assert not Pair(100, 1, 0).exceeds(1, 0.5)
     assert not Pair(96, 2, 0).exceeds(1, 0.5)  # more than 1 %, but 1 - 0.995**96 - 96 * 0.005 * 0.995**95 = 0.08

@@ -1,6 +1,7 @@
 """The diagnosis as a whole: every planted defect is caught by the check that is meant for it, a sound model by none."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def whole(sound, digits):
         attacks={
             "pgd": lambda model, x, y: load("pgm", eps=EPS, nb_iter=20, eps_iter=None, keep_best=True)(model, x, y)
         },
-        train=(train, labels),
+        train=(train[:300], labels[:300]),
         provenance=told,
     )
 
@@ -143,8 +144,8 @@ def returns_too_early(model, x, y):
 @pytest.mark.parametrize(
     ("attack", "check"), [(oversteps, "E4"), (does_nothing, "E24"), (does_nothing, "E14"), (returns_too_early, "E13")]
 )
-def test_a_planted_defect_of_an_attack_is_caught(attack, check, undefended, rows, digits):
-    assert report_on(undefended, rows, check, attacks={"mine": attack}, train=digits[:2]).failed == [check]
+def test_a_planted_defect_of_an_attack_is_caught(attack, check, undefended, rows):
+    assert report_on(undefended, rows, check, attacks={"mine": attack}, undefended=undefended).failed == [check]
 
 
 def test_robustness_above_chance_at_half_the_range_is_called_impossible(undefended, rows):
@@ -170,11 +171,13 @@ def test_probabilities_are_examined_too(sound, rows):
     assert report["E6"].status != Status.FAIL
 
 
-def test_a_model_without_any_gradient_gets_a_whole_report(undefended, rows, digits):
+def test_a_model_without_any_gradient_gets_a_whole_report(undefended, sound, rows):
     def bytes_of(x):
         return (255 * x).detach().to(torch.uint8).float() / 255
 
-    report = report_on(In(undefended, before=bytes_of), rows, train=digits[:2])
+    few = replace(SMALL, rows=48, curve_rows=24, steps=10, curve_steps=10, apgd_steps=5, queries=100)
+    given = {"undefended": undefended, "substitute": sound}
+    report = diagnose(In(undefended, before=bytes_of), *rows, THREAT, level=few, **given)
     assert [finding.check for finding in report.findings] == IDS
     assert {"E17", "E22"} <= set(report.failed)
 
@@ -202,6 +205,18 @@ def test_the_model_and_the_random_state_are_left_as_they_were(undefended, rows):
 def test_wrong_images_are_refused_in_one_line(change, message, undefended, rows):
     with pytest.raises(UserError, match=message):
         report_on(undefended, change(*rows))
+
+
+def test_one_label_too_large_is_noticed_wherever_it_stands(undefended, rows):
+    y = rows[1].clone()
+    y[-1] = 10
+    with pytest.raises(UserError, match="with labels up to 10"):
+        report_on(undefended, (rows[0], y), "E3")
+
+
+def test_training_images_are_checked_too(undefended, rows, digits):
+    with pytest.raises(UserError, match=r"train images: .* leaves the range of pixels"):
+        report_on(undefended, rows, "E3", train=(255 * digits[0], digits[1]))
 
 
 def test_wrong_settings_are_refused(undefended, rows):

@@ -11,7 +11,7 @@ from torch import nn
 from amc_lightning.attacks import load
 from amc_lightning.referee import Provenance, Status, ThreatModel
 from amc_lightning.referee.case import Case
-from amc_lightning.referee.evidence import harms_more, is_above, is_below
+from amc_lightning.referee.evidence import is_above, is_below
 from amc_lightning.referee.strength import (
     diverse_attacks,
     gradients_beat_noise,
@@ -119,13 +119,6 @@ def test_a_count_is_evidence_only_beyond_chance():
     assert is_below(80, 100, 0.95)
 
 
-def test_two_ways_are_compared_row_by_row():
-    one = torch.tensor([True] * 8 + [False] * 2)
-    assert harms_more(one, ~one) is False  # 8 against 2: 56 / 1024
-    assert harms_more(one, torch.zeros(10, dtype=torch.bool))
-    assert not harms_more(one, one)
-
-
 # --- E6: single steps ------------------------------------------------------------------------------------------------
 
 
@@ -173,6 +166,14 @@ def test_an_attack_that_does_nothing_loses_against_noise(undefended, rows):
     assert "that nothing does not" in finding.meaning
     assert finding.number == int((fooled_by_noise(case) & ~case.clean_wrong).sum()) >= 2
     assert finding.details["wins"][REFERENCE] == 0
+
+
+def test_a_weak_attack_beside_a_strong_one_is_a_doubt(undefended, rows):
+    given = {"nothing": lambda model, x, y: x, "mine": load("pgm", eps=EPS, eps_iter=None, keep_best=True)}
+    finding = gradients_beat_noise(Case(undefended, *rows, THREAT, SMALL, given=given))
+    assert finding.status is Status.WARN
+    assert finding.details["wins"]["nothing"] >= 2
+    assert "Do not rely on nothing" in finding.advice
 
 
 def test_a_model_without_gradients_is_fooled_by_noise(undefended, rows):

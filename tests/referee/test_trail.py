@@ -166,6 +166,9 @@ def test_images_of_their_own_pass(sound, digits, rows):
     told = {"picked": "best", "chosen_on": row_hashes(digits[2][200:]), "trained_on": row_hashes(digits[0])}
     found = selection(case_of(sound, rows, **told))
     assert (found.status, found.number) == (Status.PASS, 0)
+    assert "nobody said" not in found.meaning
+    half = selection(case_of(sound, rows, trained_on=row_hashes(digits[0])))
+    assert half.meaning.endswith("trained on; on which it was chosen nobody said.")
 
 
 @pytest.mark.parametrize(("copies", "status"), [(0, Status.PASS), (1, Status.WARN), (2, Status.FAIL)])

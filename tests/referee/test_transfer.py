@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from amc_lightning.attacks import load
-from amc_lightning.referee import QUICK, Status
+from amc_lightning.referee import QUICK, Status, ThreatModel
 from amc_lightning.referee.case import Case
 from amc_lightning.referee.transfer import transfer_does_not_win
 from tests.referee.conftest import EPS, SMALL, THREAT, network, trained
@@ -32,7 +32,7 @@ def test_sound_and_undefended_pass(sound, undefended, rows):
 
 
 def test_substitute_of_ones_own(sound, digits, rows):
-    finding = examine(sound, rows, train=(digits[0][:600], digits[1][:600]))
+    finding = examine(sound, rows, train=(digits[0][:300], digits[1][:300]))
     assert (finding.status, finding.details["substitute"]) == (Status.PASS, "trained here")
 
 
@@ -68,9 +68,13 @@ def test_examples_that_harm_no_more_than_noise(sound, rows):
         def forward(self, x):
             return 9.0 * nn.functional.one_hot(rows[1][: len(x)], 10).float()
 
-    finding = examine(sound, rows, substitute=sound, undefended=ByHeart())
+    given = {"substitute": sound, "undefended": ByHeart()}
+    finding = examine(sound, rows, **given)
     assert finding.status is Status.FAIL
     assert "under noise of that size" in finding.meaning
+    # At a radius that does not harm the substitute either, harmless examples say nothing against it.
+    tiny = Case(sound, *rows, ThreatModel("linf", 1e-3), SMALL, **given)
+    assert transfer_does_not_win(tiny).status is Status.PASS
 
 
 def test_substitute_of_ones_own_that_is_too_weak_is_a_warning(sound, digits, rows):

@@ -52,6 +52,12 @@ def test_an_attack_that_breaks_nothing_is_named(sound, undefended, rows, attack)
     assert finding.number == 0
 
 
+def test_a_weaker_adversary_s_attack_is_a_doubt_only(sound, undefended, rows):
+    threat = ThreatModel("linf", EPS, knowledge="black_box", queries=100)
+    case = Case(sound, *rows, threat, SMALL, undefended=undefended, given={"mine": nothing})
+    assert breaks_undefended(case).status is Status.WARN
+
+
 def test_at_a_large_radius_all_rows_count(sound, undefended, rows):
     large = ThreatModel("linf", 0.3)
     case = Case(sound, *rows, large, SMALL, undefended=undefended, given={"mine": pgd(0.3), "weak": pgd(0.1)})

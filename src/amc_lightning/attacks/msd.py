@@ -35,7 +35,7 @@ class MSD(Attack):
         zero_gradient: rows whose first gradient was exactly zero in the last call, (B,) bool.
 
     Raises:
-        ValueError: if no ball has a radius.
+        ValueError: if no ball has a radius, or the steps have no length.
 
     Reference:
         Maini et al., ICML 2020, https://arxiv.org/abs/1909.04068, algorithm 1; ``reach`` as Madry et al. set steps.
@@ -59,6 +59,8 @@ class MSD(Attack):
         self.balls = [(ball, radius) for ball, radius in radii.values() if radius > 0]
         if not self.balls:
             raise ValueError("MSD needs a radius above 0 in at least one norm")
+        if not reach > 0:
+            raise ValueError(f"MSD needs steps: reach is {reach}, and has to be above 0")
         self.nb_iter = nb_iter
         self.reach = reach
 

@@ -1,5 +1,6 @@
 """Ours beside published numbers, and what differs between the two settings."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from amc_lightning.field.entrants import Entrant
@@ -68,7 +69,7 @@ def _differences(rows: Sequence[Entrant], table: Published) -> Iterator[str]:
     yield f"Attacks: published {table.attacks}; ours, strength check: {', '.join(own) or 'none'}."
     for norm in NORMS:
         eps = sorted({found[norm] for model in models if norm in (found := radii(model))})
-        if eps and any(abs(value - table.eps[norm]) > 1e-9 for value in eps):
+        if eps and any(not math.isclose(value, table.eps[norm], rel_tol=1e-5) for value in eps):
             shown = ", ".join(f"{value:g}" for value in eps)
             yield f"**Another radius: published {budget_text(norm, table.eps[norm])}, ours {shown}.**"
     attacked = sorted({rate.n for model in models for key, rate in model.evaluation.check.items() if key in _PGD})

@@ -17,18 +17,19 @@ _SHARE = f"{100 * TOLERANCE:.0f} %"
 def answer(found: Sequence[Contrast], reasons: Reasons = believe_all) -> str:
     """Return the paragraph that answers the question for one cascade and one strength.
 
-    The baselines that count are those against several attacks, at equal cost, hardened from the same M0. The cascade
-    buys something if its union error is below that of each of them; nothing if one of them is below it at an interval
-    and a p value corrected for their number (Bonferroni); else it cannot be told.
+    The baselines that count are those against several attacks, at equal cost, hardened from the same M0, better than
+    guessing. The cascade buys something if its union error is below that of each of them; nothing if one of them is
+    below it at an interval and a p value corrected for their number (Bonferroni); else it cannot be told. To be below
+    each needs no correction: every one of the comparisons has to hold.
 
     Args:
         found: the comparisons of one cascade in the union over norms, at one strength; at least one.
         reasons: gives the checks that a run fails.
     """
     fair = [one for one in found if one.is_fair and one.rival.place.kind == "several"]
-    said = [_lead(fair), *_singles(found), *_unequal(found), *_not_compared(found)]
+    said = [_lead(fair), *_singles(found), *_unequal(found), *_guessing(found), *_not_compared(found)]
     said += _doubts([found[0].cascade, *(one.rival for one in found)], reasons)
-    said.append(_limits(found))
+    said += [_limits(found), _taken(fair)]
     return " ".join(text for text in said if text)
 
 
@@ -54,7 +55,8 @@ def _lead(fair: Sequence[Contrast]) -> str:
     if not fair:
         return (
             "Whether a cascade with replay buys anything at equal cost these runs do not say: no baseline against "
-            "several attacks was measured on the same images, from the same M0 and at equal cost."
+            "several attacks was measured on the same images, from the same M0 and at equal cost, both of them better "
+            "than guessing."
         )
     strict = 1 - (1 - LEVEL) / len(fair)
     better = [one for one in fair if one.verdict() == "holds"]
@@ -107,6 +109,13 @@ def _unequal(found: Sequence[Contrast]) -> Iterator[str]:
         yield f"Not hardened from the same M0 and left out: {_names(moved)}."
 
 
+def _guessing(found: Sequence[Contrast]) -> Iterator[str]:
+    rows = {row.system: row for one in found for row in (one.cascade, one.rival) if one.is_measured and row.is_guessing}
+    if rows:
+        parts = [f"{row.place.label} (clean error {percent(row.clean_error)} %)" for row in rows.values()]
+        yield f"No better than guessing on clean images and left out: {_listed(parts)}."
+
+
 def _not_compared(found: Sequence[Contrast]) -> Iterator[str]:
     absent = [one for one in found if not one.is_measured]
     if absent:
@@ -132,12 +141,21 @@ def _limits(found: Sequence[Contrast]) -> str:
     return f"n = {images} images, {which}: the intervals are over images; another training may give another answer."
 
 
+def _taken(fair: Sequence[Contrast]) -> str:
+    """Say how far from equal the costs are of the baselines that count: fewer passes are their handicap."""
+    ratios = sorted({f"{one.cost:.2f}" for one in fair if one.cost is not None})
+    if not ratios:
+        return ""
+    return f"Passes of the baselines: {' to '.join(dict.fromkeys((ratios[0], ratios[-1])))} times those of the cascade."
+
+
 def _sentence(one: Contrast) -> str:
     name = one.rival.place.label
     if not one.is_measured:
         return f"against {name}: not measured, for want of {', '.join(one.missing)}."
     cost = "" if one.is_equal_cost else f" Not at equal cost: {_cost(one)}."
     start = "" if one.same_start else " Not from the same M0."
+    start += " No better than guessing on clean images." if one.rival.is_guessing else ""
     return (
         f"against {name}: {percent(one.ours)} % against {percent(one.theirs)} %, {_difference(one)}; p {_p(one)}: "
         f"**{one.verdict()}**.{cost}{start}"

@@ -18,7 +18,8 @@ def with_best(
 ) -> tuple[tuple[Row, ...], tuple[str, ...]]:
     """Set the lowest error rate of every column in bold, unless a decisive check of its run fails.
 
-    Only hardened rows compete. Where the best is refused no other takes its place.
+    Only hardened rows compete, and of these those that are better than guessing on clean images. Where the best is
+    refused no other takes its place.
 
     Args:
         rows: the rows and their cells.
@@ -29,8 +30,12 @@ def with_best(
         The rows, and sentences on what is bold and what was refused.
     """
     made = [Row(entrant.place.name, cells) for entrant, cells in rows]
-    aside = [entrant.place.name for entrant, _ in rows if entrant.place.kind == "undefended"]
-    return with_bold(made, head, [entrant.reasons(reasons) for entrant, _ in rows], aside=aside)
+    guessing = [entrant.place.name for entrant, _ in rows if entrant.is_guessing]
+    aside = [*guessing, *(entrant.place.name for entrant, _ in rows if entrant.place.kind == "undefended")]
+    done, said = with_bold(made, head, [entrant.reasons(reasons) for entrant, _ in rows], aside=aside)
+    if guessing:
+        said = (*said, f"Not in bold, as no better than guessing on clean images: {', '.join(guessing)}.")
+    return done, said
 
 
 def failed_text(failed: Mapping[str, str]) -> str:

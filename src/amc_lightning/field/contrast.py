@@ -17,7 +17,10 @@ from amc_lightning.paper.trained import Model, same_rows
 from amc_lightning.report.record import Strength
 
 TOLERANCE = 0.12
-"""Two systems are at equal cost if their passes differ by no more than this share of the cascade's."""
+"""Two systems are at equal cost if their passes differ by no more than this share of the cascade's.
+
+Epochs are whole: one of MAX over three attacks takes 8/9 of the passes of a cascade's three stages of one epoch.
+"""
 LOWER = Side(above=False)
 """The claim of every contrast: the cascade's error less the baseline's is below 0."""
 
@@ -69,8 +72,9 @@ class Contrast:
 
     @property
     def is_fair(self) -> bool:
-        """Whether it answers the question: measured, at equal cost, from the same M0."""
-        return self.is_measured and self.is_equal_cost and self.same_start
+        """Whether it answers the question: measured, at equal cost, from the same M0, and neither is guessing."""
+        guessing = self.cascade.is_guessing or self.rival.is_guessing
+        return self.is_measured and self.is_equal_cost and self.same_start and not guessing
 
     @property
     def only_ours(self) -> int:

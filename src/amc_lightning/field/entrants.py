@@ -7,6 +7,7 @@ from typing import Literal
 
 from amc_lightning.paper.runs import Run
 from amc_lightning.paper.trained import AMC_SYSTEM, AT_SYSTEMS, Model, Systems, models, undefended_models
+from amc_lightning.report.decisive import chance
 from amc_lightning.report.record import UNDEFENDED
 from amc_lightning.report.wording import WHITE_BOX
 
@@ -99,6 +100,19 @@ class Entrant:
     def order(self) -> str:
         """The attacks that it was hardened against, in the order of the cascade."""
         return " -> ".join(self.models[0].run.results.order)
+
+    @property
+    def clean_error(self) -> float:
+        """Clean error rate on the test split, percent, averaged over seeds."""
+        return statistics.fmean(model.evaluation.clean.error for model in self.models)
+
+    @property
+    def is_guessing(self) -> bool:
+        """Whether a model of it is not shown to be better than guessing on clean images.
+
+        One that gives every image the same answer cannot be attacked: where others are at 100 %, it would be the best.
+        """
+        return any(model.evaluation.clean.high >= chance(model.run.results) for model in self.models)
 
     def reasons(self, reasons: Reasons) -> dict[str, str]:
         """Return the checks that a run of it fails; none for the undefended model, whose run may be another's."""

@@ -103,7 +103,7 @@ def verdict(dataset: str, amc: Sequence[Model], found: Squeezed) -> Iterator[str
             f"{_judged(check, outdone, extra=extra)}."
         )
     yield from _one_bit(found)
-    yield from _judge(amc, found)
+    yield from _judge(amc, found, diagnosed=bool(diagnoses))
     yield from _impossible(dataset, found)
     yield from _diagnosed(diagnoses)
 
@@ -175,7 +175,7 @@ def _one_bit(found: Squeezed) -> Iterator[str]:
         )
 
 
-def _judge(amc: Sequence[Model], found: Squeezed) -> Iterator[str]:
+def _judge(amc: Sequence[Model], found: Squeezed, *, diagnosed: bool) -> Iterator[str]:
     """Say where the judge takes much more of the bare model than the check does, and was not asked of the squeezed."""
     worst = [Column("summary", "worst", strength, ("worst", strength)) for strength in ("judge", "check")]
     for bare, _, other in _together(amc, found):
@@ -185,7 +185,11 @@ def _judge(amc: Sequence[Model], found: Squeezed) -> Iterator[str]:
         yield (
             f"On the bare model the judge's attacks leave {wording.percent(judge.error)} % wrong "
             f"({wording.interval(judge)}), the check {wording.percent(check.error)} %; the squeezed model was not "
-            "judged, so its numbers under the check may be as far from the worst case."
+            + (
+                "judged by them, but diagnosed."
+                if diagnosed
+                else "judged, so its numbers under the check may be as far from the worst case."
+            )
         )
         return
 
@@ -228,6 +232,9 @@ def _diagnosed(diagnoses: Sequence[Diagnosis]) -> Iterator[str]:
         if passed or doubt:
             rest = [f"{', '.join(ids)} {status}" for ids, status in ((passed, "PASS"), (doubt, "WARN")) if ids]
             yield f"{'The same' if failed else size}: {'; '.join(rest)}."
+        worst = next((check for check in known.checks if check.id == "E5"), None)
+        if worst is not None:
+            yield f"In the worst case over the diagnosis's own attacks: {worst.meaning}"
 
 
 def _diagnosis(model: Model, squeezing: str) -> Diagnosis | None:

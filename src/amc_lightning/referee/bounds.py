@@ -11,16 +11,11 @@ from amc_lightning.errors import UserError
 from amc_lightning.referee.case import ORDERS, AttackFunction, Attempt, Case, lacks_gradient
 from amc_lightning.referee.evidence import and_list
 from amc_lightning.referee.finding import Finding, Status
+from amc_lightning.referee.inference import is_random
 from amc_lightning.referee.suite import REFERENCE, examined
 
-OVERSTEP = 1e-6
-"""Share of eps by which a norm may be larger (evaluation.md, E4)."""
-ROUNDING = 6e-8
-"""What float32 rounds a pixel of x + delta by, at most: half an ulp of 1."""
 SILENT_SHARE = 0.5
 """Percent of rows up to which a silent success is a doubt and no failure; the rule is 0."""
-REPEATABLE = 1e-4
-"""Logits that differ by more from one call to the next are random (evaluation.md, E19)."""
 
 
 def budget_kept(case: Case) -> Finding:
@@ -31,7 +26,6 @@ def budget_kept(case: Case) -> Finding:
     """
     title = "norm and box hold"
     eps, norm = case.threat.eps, case.threat.norm
-    limit = _largest_allowed(case)
     attacks: dict[str, Any] = {}
     broken, largest = [], 0.0
     for name, attempt in examined(case).items():
@@ -43,7 +37,7 @@ def budget_kept(case: Case) -> Finding:
         counts = {what: int(rows.sum()) for what, rows in bad.items()}
         attacks[name] = {"largest_norm": reached, "min": low, "max": high, **counts}
         broken += [f"{name} {what} in {int(rows.sum())} rows" for what, rows in bad.items() if bool(rows.any())]
-    details = {"allowed": limit / eps, "attacks": attacks}
+    details = {"allowed": case.largest_norm / eps, "attacks": attacks}
     if broken:
         return Finding(
             "E4",
@@ -67,16 +61,11 @@ def budget_kept(case: Case) -> Finding:
     )
 
 
-def _largest_allowed(case: Case) -> float:
-    power: float = {"linf": 0.0, "l2": 0.5, "l1": 1.0}[case.threat.norm]
-    return case.threat.eps * (1 + OVERSTEP) + ROUNDING * float(case.x[0].numel() ** power)
-
-
 def _broken(attempt: Attempt, case: Case) -> dict[str, Tensor]:
     pixels = attempt.x_adv.flatten(1)
     finite = pixels.isfinite().all(dim=1)
     return {
-        "oversteps eps": (attempt.distances[case.threat.norm] > _largest_allowed(case)) & finite,
+        "oversteps eps": (attempt.distances[case.threat.norm] > case.largest_norm) & finite,
         "leaves [0, 1]": ((pixels < 0) | (pixels > 1)).any(dim=1) & finite,
         "is not finite": ~finite,
     }
@@ -133,7 +122,7 @@ def best_kept(case: Case) -> Finding:
             unit="rows",
             details=details,
         )
-    random = _is_random(case)
+    random = is_random(case)
     return Finding(
         "E13",
         title,
@@ -173,7 +162,7 @@ def _watched(case: Case, run: AttackFunction, rows: int) -> dict[str, int]:
 
 
 def _in_ball(case: Case) -> Callable[[Tensor, Tensor], Tensor]:
-    limit, order = _largest_allowed(case), ORDERS[case.threat.norm]
+    limit, order = case.largest_norm, ORDERS[case.threat.norm]
 
     def inside(point: Tensor, x: Tensor) -> Tensor:
         flat = point.flatten(1)
@@ -182,11 +171,6 @@ def _in_ball(case: Case) -> Callable[[Tensor, Tensor], Tensor]:
         return within
 
     return inside
-
-
-def _is_random(case: Case) -> bool:
-    x = case.x[: case.batch_size]
-    return bool((case.answers(case.model, x) - case.answers(case.model, x)).abs().max() > REPEATABLE)
 
 
 class _Watch(nn.Module):

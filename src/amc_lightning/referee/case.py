@@ -1,7 +1,6 @@
 """The model under examination, the images, and what was found out about them so far."""
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from amc_lightning.attacks import GuardedAttack, Norm, guarded, load
 from amc_lightning.errors import UserError
+from amc_lightning.referee.evidence import percent
 from amc_lightning.referee.level import Level
 from amc_lightning.referee.pipeline import pipeline_hash
 from amc_lightning.referee.provenance import Provenance
@@ -21,9 +21,11 @@ from amc_lightning.seeding import generator
 AttackFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """An attack of the claim's own: (model, x, y) to adversarial images like x."""
 ORDERS: Mapping[Norm, float] = {"linf": torch.inf, "l2": 2.0, "l1": 1.0}
+OVERSTEP = 1e-6
+"""Share of eps by which a norm may be larger (E4 of the project's list)."""
+ROUNDING = 6e-8
+"""What float32 rounds a pixel of x + delta by, at most: half an ulp of 1."""
 PGD: Mapping[Norm, str] = {"linf": "pgm", "l2": "pgd_l2", "l1": "pgd_l1"}
-
-
 _NO_GRADIENT = ("passes no gradient back", "not have been used in the graph")
 """What attacks, and torch, say of a model whose images end in ``detach``, ``no_grad`` or NumPy."""
 
@@ -39,26 +41,18 @@ class Attempt:
 
     Attributes:
         x_adv: (N, C, H, W), as the attack returned them, on the CPU.
-        predicted: the model's answers to them, (N,) int64.
-        wrong: whether they are not the labels, (N,) bool.
+        wrong: whether the model's answers to them are not the labels, (N,) bool, on the CPU.
         distances: by norm, size of each row's perturbation in pixel units, (N,) float64.
-        zero_gradient: rows whose first gradient was zero, (N,) bool; None where the attack does not say.
-        passes: gradient passes, mean per row; None where the attack does not say.
-        seconds: that it took.
     """
 
     x_adv: Tensor
-    predicted: Tensor
     wrong: Tensor
     distances: Mapping[Norm, Tensor]
-    zero_gradient: Tensor | None
-    passes: float | None
-    seconds: float
 
     @property
     def error(self) -> float:
         """Error rate in percent."""
-        return 100 * float(self.wrong.double().mean())
+        return percent(self.wrong)
 
 
 @dataclass
@@ -126,6 +120,14 @@ class Case:
         """Error rate of guessing, in percent: 100 (1 - 1/K)."""
         return 100 * (1 - 1 / self.num_classes)
 
+    @property
+    def least_error_on_grey(self) -> float:
+        """Least error that a model can have where all rows may be one and the same image, in percent.
+
+        It gives that image one answer, which is right for the rows of one class: 100 less the largest class's share.
+        """
+        return 100 * (1 - float(self.y.bincount().max()) / len(self.y))
+
     @cached_property
     def clean_wrong(self) -> Tensor:
         """Whether each row is wrong as it is, (N,) bool, on the CPU."""
@@ -134,7 +136,7 @@ class Case:
     @property
     def clean_error(self) -> float:
         """Clean error rate of the rows in percent."""
-        return 100 * float(self.clean_wrong.double().mean())
+        return percent(self.clean_wrong)
 
     def answers(self, model: nn.Module, x: Tensor) -> Tensor:
         """Return a model's logits, (N, K) float32 on the CPU, to images (N, C, H, W), in eval mode."""
@@ -192,8 +194,7 @@ class Case:
     def _made(self, attack: GuardedAttack, model: nn.Module, x: Tensor, y: Tensor, on: nn.Module | None) -> Attempt:
         noise = attack.draw_noise(tuple(x.shape), generator(self.seed, "referee", attack.name))
         rng = generator(self.seed, "referee", attack.name, "calls")
-        images, zero, passes = [], [], 0.0
-        begun = time.perf_counter()
+        images = []
         for start in range(0, len(x), self.batch_size):
             cut = slice(start, start + self.batch_size)
             part = None if noise is None else noise[cut].to(x)
@@ -203,17 +204,9 @@ class Case:
                 if not lacks_gradient(error):
                     raise
                 images.append(x[cut])
-                zero.append(torch.ones(len(x[cut]), dtype=torch.bool))
-                continue
-            images.append(crafted.x_adv)
-            passes += crafted.gradient_passes * len(crafted.x_adv)
-            if crafted.zero_gradient is not None:
-                zero.append(crafted.zero_gradient.cpu())
-        found = self.judged(model, x, y, torch.cat(images), seconds=time.perf_counter() - begun)
-        return Attempt(
-            found.x_adv, found.predicted, found.wrong, found.distances, torch.cat(zero) if zero else None,
-            passes / len(x), found.seconds,
-        )  # fmt: skip
+            else:
+                images.append(crafted.x_adv)
+        return self.judged(model, x, y, torch.cat(images))
 
     def attempt_given(self, name: str, *, model: nn.Module | None = None, rows: int | None = None) -> Attempt:
         """Attack rows with one of the claim's own attacks, as it is; remembered as well.
@@ -227,7 +220,7 @@ class Case:
             return self._attempts[key]
         self.progress(f"{name} (given) on {len(self.x[:rows])} rows")
         x, y = self.x[:rows], self.y[:rows]
-        begun, images = time.perf_counter(), []
+        images = []
         for start in range(0, len(x), self.batch_size):
             part, labels = x[start : start + self.batch_size], y[start : start + self.batch_size]
             with guarded(model):
@@ -242,26 +235,46 @@ class Case:
                     "Correct the attack.",
                 )
             images.append(x_adv.detach().to(x))
-        self._attempts[key] = self.judged(model, x, y, torch.cat(images), seconds=time.perf_counter() - begun)
+        self._attempts[key] = self.judged(model, x, y, torch.cat(images))
         self._attacked.append(model)
         return self._attempts[key]
 
-    def judged(self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, *, seconds: float = 0.0) -> Attempt:
-        """Return what a model answers to perturbed copies of rows, and how far away they are."""
+    def judged(self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> Attempt:
+        """Return what a model answers to perturbed copies of rows, and how far away they are.
+
+        Args:
+            model: returns logits, (B, K).
+            x: images, (N, C, H, W) float32 in [0, 1].
+            y: true class indices, (N,) int64.
+            x_adv: copies of x, perturbed; like x.
+        """
         predicted = self.answers(model, x_adv).argmax(1)
         delta = (x_adv.double() - x.double()).flatten(1)
         distances = {norm: torch.linalg.vector_norm(delta, order, dim=1).cpu() for norm, order in ORDERS.items()}
-        return Attempt(x_adv.cpu(), predicted, predicted != y.cpu(), distances, None, None, seconds)
+        return Attempt(x_adv.cpu(), predicted != y.cpu(), distances)
+
+    def whole_box(self, norm: Norm) -> float:
+        """Return the radius of a norm, in pixel units, that holds the whole box [0, 1]^(CHW) around every image."""
+        pixels = float(self.x[0].numel())
+        sizes: dict[Norm, float] = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": pixels}
+        return sizes[norm]
+
+    def high_radius(self, norm: Norm) -> float:
+        """Return the radius of a norm from which the grey image is within reach of every image: half of that."""
+        return self.whole_box(norm) / 2
+
+    @property
+    def largest_norm(self) -> float:
+        """The largest norm that counts as within the claim's ball: eps (1 + 1e-6), and float32's rounding of x + delta.
+
+        Each pixel is rounded by at most half an ulp of 1; in l2 and l1 these add up.
+        """
+        return self.threat.eps * (1 + OVERSTEP) + ROUNDING * self.whole_box(self.threat.norm)
 
     def inside_claim(self, attempt: Attempt) -> Tensor:
-        """Return which rows of an attempt lie in the claim's ball and in [0, 1], (N,) bool.
-
-        float32 rounds each pixel of x + delta by at most half an ulp of 1, which is allowed for.
-        """
-        norm, images = self.threat.norm, attempt.x_adv.flatten(1)
-        factor = {"linf": 1.0, "l2": math.sqrt(images.shape[1]), "l1": float(images.shape[1])}
-        slack = 6e-8 * factor[norm]
-        near = attempt.distances[norm] <= self.threat.eps * (1 + 1e-6) + slack
+        """Return which rows of an attempt lie in the claim's ball (``largest_norm``) and in [0, 1], (N,) bool."""
+        images = attempt.x_adv.flatten(1)
+        near = attempt.distances[self.threat.norm] <= self.largest_norm
         return near & (images.amin(1) >= 0) & (images.amax(1) <= 1)
 
     def attempts_at_claim(self) -> list[tuple[str, Attempt]]:

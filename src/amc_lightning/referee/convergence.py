@@ -10,6 +10,7 @@ from amc_lightning.errors import UserError
 from amc_lightning.referee.case import Case, lacks_gradient
 from amc_lightning.referee.finding import Finding, Status
 from amc_lightning.referee.paired import Pair, compared
+from amc_lightning.referee.record import mapping_in
 from amc_lightning.referee.trace import Trace, traced
 
 CONVERGED = 1.0
@@ -19,11 +20,13 @@ TOO_WEAK = 5.0
 LAST_STEPS = 10
 """Steps at whose end the loss should be flat; a quarter of all where these are fewer than 40."""
 FLAT = 0.05
-"""Share of the loss's whole rise that the last steps may still bring."""
+"""Share of the loss's whole rise that the last steps may still bring: E11 of the project's list, after Pintor et al."""
 STEEP = 0.25
 """Share from which the loss rises as if the attack had been cut off: that of a straight line, 10 of 40 steps."""
 _MORE = {"steps": "nb_iter", "restarts": "restarts"}
 """Of what the reference attack is given more, and the parameter's name."""
+STANDING_STILL = 10.0
+"""Percent of rows whose loss may never rise; sound networks had none. This project's number."""
 SHOWN_STEPS = (1, 2, 5, 10, 20, 40, 100, 200)
 NAMES = {"nb_iter": ("nb_iter", "steps"), "eps_iter": ("eps_iter", "alpha")}
 """Names that attacks give their number of steps and the length of one."""
@@ -60,7 +63,9 @@ def has_converged(case: Case) -> Finding:
     percentage point is a warning, but for a single row. From 5 points on, with a significant lead (McNemar, exact),
     it is doubled once more; if that brings 5 points again, the check fails: there is no end in sight. Steps of the
     claim's own attacks cannot be doubled: they are compared with the reference attack. One that is weaker by
-    more than 5 points fails, unless another one of the claim is not: then it is a warning.
+    more than 5 points fails, unless another one of the claim is not, or the claim is about a weaker adversary than
+    the reference (a black box, one target class): then it is a warning. The project's list (E10) asks for less than 1
+    point; 5 points, and doubling again, are this project's slack for few rows and starts that differ.
 
     Reference:
         Carlini et al., 2019, https://arxiv.org/abs/1902.06705, section 4: doubling the iterations changes nothing.
@@ -90,14 +95,17 @@ def has_converged(case: Case) -> Finding:
     if weak:
         number = max(given[name].lead for name in weak)
         meaning = f"Weaker than the reference: {', '.join(f'{name} by {given[name].lead:.1f} pp' for name in weak)}"
-        alone = len(weak) == len(given)
-        status = Status.FAIL if alone else Status.WARN
-        meaning += (
-            "; the claim's attack is not converged, or too weak."
-            if alone
-            else "; another attack of the claim is not, so its worst case stands, but not these numbers alone."
-        )
         advice = "Give it more and longer steps, and keep its best point; quote the worst case over all attacks."
+        if len(weak) < len(given):
+            status = Status.WARN
+            meaning += "; another attack of the claim is not, so its worst case stands, but not these numbers alone."
+        elif case.threat.is_measured:
+            status = Status.FAIL
+            meaning += "; the claim's attack is not converged, or too weak."
+        else:
+            status = Status.WARN
+            meaning += "; the reference has the weights and any wrong class as its aim, the claim's adversary less."
+            advice = "Say beside the number that it does not hold for a white-box adversary."
     if far and status is not Status.FAIL:
         status, number = Status.FAIL, doubled[f"twice the {far[0]}"].lead
         meaning = (
@@ -118,7 +126,7 @@ def loss_is_flat(case: Case) -> Finding:
 
     Of each row the best margin so far is scaled by its whole rise; the median share of the last 10 steps counts (of
     the last quarter where the attack has fewer than 40). Above 5 % is a warning; above 25 %, as much as a straight
-    line, it fails. It is also a warning if many rows' loss never rose.
+    line, it fails. It is also a warning if the loss of more than 10 % of the rows never rose.
 
     Reference:
         Pintor et al., Indicators of Attack Failure, NeurIPS 2022, https://arxiv.org/abs/2106.09947, the indicator of
@@ -142,7 +150,7 @@ def loss_is_flat(case: Case) -> Finding:
         status = Status.FAIL if rise > STEEP else Status.WARN
         meaning = meaning[:-1] + ": the attack was cut off."
         advice = "Take more steps, or longer ones."
-    elif still > 10:
+    elif still > STANDING_STILL:
         status = Status.WARN
         meaning = f"The loss of {still:.1f} % of the rows never rose along the attack: nothing was optimised there."
         advice = "Look for what hides the gradient; see the checks of gradients."
@@ -159,7 +167,9 @@ def steps_reach_the_ball(case: Case) -> Finding:
     short = {name: share for name, share in reach.items() if share < 1 - 1e-9}
     nearest = min(reach, key=lambda name: reach[name])
     status, advice = Status.PASS, ""
-    meaning = f"Steps times their length cover the radius in all {len(reach)} attacks whose parameters are known."
+    meaning = (
+        f"Steps times their length cover the radius in every attack whose parameters are known ({', '.join(reach)})."
+    )
     if short:
         status = Status.WARN
         shown = ", ".join(f"{name} {share:.2f}" for name, share in short.items())
@@ -205,12 +215,12 @@ def _known(case: Case) -> Iterator[tuple[str, tuple[float, float, float]]]:
     """Give names of attacks, with number of steps, length of one, and radius."""
     groups: dict[str, Mapping[str, Any]] = {"": {"reference": case.attack("pgd").params}}
     groups["given "] = {name: getattr(attack, "params", None) for name, attack in case.given.items()}
-    for threat_model, strengths in _mapping((case.provenance.record or {}).get("attacks")).items():
-        for strength, members in _mapping(strengths).items():
-            groups[f"{threat_model} {strength} "] = _mapping(members)
+    for threat_model, strengths in mapping_in((case.provenance.record or {}).get("attacks")).items():
+        for strength, members in mapping_in(strengths).items():
+            groups[f"{threat_model} {strength} "] = mapping_in(members)
     for group, members in groups.items():
         for name, params in members.items():
-            found = _stepped(_mapping(params))
+            found = _stepped(mapping_in(params))
             if found is not None:
                 yield f"{group}{name}", found
 
@@ -222,7 +232,3 @@ def _stepped(params: Mapping[str, Any]) -> tuple[float, float, float] | None:
         return None
     eps, steps, length = (float(value) for value in values if value is not None)
     return steps, length, eps
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

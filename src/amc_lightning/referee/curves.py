@@ -1,6 +1,5 @@
 """Checks of the error against the radius: it grows, it reaches the end, and nothing impossible is claimed."""
 
-import math
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
@@ -15,7 +14,7 @@ from amc_lightning.referee.case import Case
 from amc_lightning.referee.finding import Finding, Status
 from amc_lightning.referee.gradient_attack import tried_harder
 from amc_lightning.referee.paired import compared
-from amc_lightning.referee.record import evaluations_of, strengths_of
+from amc_lightning.referee.record import evaluations_of, mapping_in, strengths_of
 
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 """Radii of the curve, in radii of the claim."""
@@ -24,7 +23,7 @@ GREY = 0.5
 LARGEST_DROP = 0.5
 """Percentage points; E7 of the project's list, after Carlini et al. 2019, section 4."""
 UNBOUNDED_ERROR = 99.0
-"""Percent that an attack on the whole box reaches: 100, but for rounding of a single row."""
+"""Percent that the upper end of the error's interval has to reach on the whole box, where every model errs on all."""
 CLEARLY_WEAKER = 5.0
 """Percentage points by which a construction without gradients beats an attack that is broken."""
 MIXTURES = 8
@@ -103,7 +102,7 @@ def reaches_the_end(case: Case) -> Finding:
         https://arxiv.org/abs/1802.00420, section 3.1, sign 3.
     """
     error_by_eps(case)
-    high = high_radius(case, case.threat.norm)
+    high = case.high_radius(case.threat.norm)
     shown: dict[str, float] = {}
     short, slow = [], False
     for name, norm, eps in (("high", case.threat.norm, high), ("unbounded", "linf", 1.0)):
@@ -141,7 +140,9 @@ def claims_nothing_impossible(case: Case) -> Finding:
     image and with others of the rows clamped into the ball: a construction that needs no gradient. The check fails if
     the attack is significantly weaker than grey, or than all constructions together by 5 percentage points; if the
     claim's own radius reaches grey, and the reference attack, or all of the claim together, leave an accuracy above
-    that; and if the record holds an iterative white-box attack with l-inf 0.5 or more whose error is below chance.
+    that; and if the record holds an iterative white-box attack with l-inf 0.5 or more whose error is below chance. A
+    number counts as below chance if the upper end of its interval is, and so far as the rows' classes are not balanced,
+    below what the largest class alone leaves wrong.
 
     Reference:
         Carlini et al., 2019, https://arxiv.org/abs/1902.06705, section 4: accuracy above chance at 0.5 is impossible.
@@ -163,7 +164,9 @@ def claims_nothing_impossible(case: Case) -> Finding:
     meaning = f"At l-inf 0.5 the attack leaves {accuracy:.1f} % right, and no more than {possible:.1f} % are possible."
     if impossible:
         status = Status.FAIL
-        meaning = f"Robustness above chance at eps 0.5 is impossible, but is claimed: {'; '.join(impossible)}."
+        meaning = (
+            f"Where grey is within reach nothing can be robust above chance, but this is: {'; '.join(impossible)}."
+        )
         advice = "Withdraw the number: the attack behind it is broken, or did not see the whole model."
     elif _is_beaten(wrong, grey, built):
         status = Status.FAIL
@@ -179,22 +182,10 @@ def claims_nothing_impossible(case: Case) -> Finding:
     return Finding("E9", "nothing impossible", status, meaning, advice, accuracy, "%", details)
 
 
-def high_radius(case: Case, norm: Norm) -> float:
-    """Return the radius of a norm from which the grey image is within reach of every image."""
-    return whole_box(case, norm) / 2
-
-
-def whole_box(case: Case, norm: Norm) -> float:
-    """Return the radius of a norm that holds the whole box [0, 1]^n around every image."""
-    pixels = math.prod(case.x.shape[1:])
-    sizes: dict[Norm, float] = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}
-    return sizes[norm]
-
-
 def _radii(case: Case) -> list[float]:
     """Return the radii of the curve in rising order, none twice."""
-    most = whole_box(case, case.threat.norm)
-    radii = {min(factor * case.threat.eps, most) for factor in FACTORS} | {high_radius(case, case.threat.norm)}
+    most = case.whole_box(case.threat.norm)
+    radii = {min(factor * case.threat.eps, most) for factor in FACTORS} | {case.high_radius(case.threat.norm)}
     return sorted({float(f"{eps:.12g}") for eps in radii})  # 0.3, not 0.30000000000000004
 
 
@@ -241,32 +232,33 @@ def _is_beaten(wrong: Tensor, grey: Tensor, built: Tensor) -> bool:
 def _impossible_claims(case: Case) -> Iterator[str]:
     """Give the accuracies that cannot be: of the claim's own radius where it reaches grey, and on record."""
     grey = case.judged(case.model, case.x, case.y, torch.full_like(case.x, GREY))
-    if float(grey.distances[case.threat.norm].max()) <= case.threat.eps * (1 + 1e-6):
+    chance = min(case.chance, case.least_error_on_grey)
+    if float(grey.distances[case.threat.norm].max()) <= case.largest_norm:
         possible = 100 - grey.error
         found = {"the reference attack": case.attempt(case.attack("pgd")).wrong}
         if case.given:
             attempts = [case.attempt_given(name).wrong for name in case.given]
             found[f"the claim's attacks ({', '.join(case.given)})"] = torch.stack(attempts).any(0)
         for name, wrong in found.items():
-            if compared(grey.wrong, wrong).leads_by(0.0) and _rate(wrong)["high"] < case.chance:
+            if compared(grey.wrong, wrong).leads_by(0.0) and _rate(wrong)["high"] < chance:
                 yield f"{100 - _rate(wrong)['error']:.1f} % right under {name} ({possible:.1f} % are possible)"
     for title, name, params, rate in _recorded(case.provenance.record):
-        if float(rate["high"]) < case.chance:
+        if float(rate["high"]) < chance:
             yield f"{100 - float(rate['error']):.1f} % right under {name} with eps {params['eps']:.3g} ({title})"
 
 
 def _recorded(record: Mapping[str, Any] | None) -> Iterator[tuple[str, str, Mapping[str, Any], Mapping[str, Any]]]:
     """Give the iterative white-box attacks on record with an l-inf radius of 0.5 or more, and what they reached."""
     known = record or {}
-    black = set(_mapping(known.get("interfaces")))
+    black = set(mapping_in(known.get("interfaces")))
     for evaluated in evaluations_of(record):
         if evaluated.threat_model in black or "black" in evaluated.threat_model:
             continue
-        attacks = _mapping(_mapping(known.get("attacks")).get(evaluated.threat_model))
+        attacks = mapping_in(mapping_in(known.get("attacks")).get(evaluated.threat_model))
         for strength, members in strengths_of(evaluated):
-            for name, params in _mapping(attacks.get(strength)).items():
-                rate = _mapping(members.get(name))
-                if {"error", "high"} <= rate.keys() and _reaches_grey(name, _mapping(params)):
+            for name, params in mapping_in(attacks.get(strength)).items():
+                rate = mapping_in(members.get(name))
+                if {"error", "high"} <= rate.keys() and _reaches_grey(name, mapping_in(params)):
                     yield evaluated.title, f"{strength} {name}", params, rate
 
 
@@ -277,7 +269,3 @@ def _reaches_grey(name: str, params: Mapping[str, Any]) -> bool:
         return load(name, **params).norm == "linf"
     except UserError:
         return False
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

@@ -48,7 +48,8 @@ def diagnose(
         threat_model: what the claim is made under.
         level: ``quick`` or ``full``, or a ``Level`` of your own.
         attacks: attacks that the claim rests on, by name: (model, x, y) to adversarial images. They are examined too.
-        undefended: a model of the same task without a defence; one is trained on ``train`` if it is left out.
+        undefended: a model of the same task without a defence, on the same device; one is trained on ``train`` if it is
+            left out.
         substitute: another model of the task that examples are transferred from; as ``undefended``.
         train: images and labels to train these on, like x and y; half of x and y if left out.
         provenance: what is known beside the model: what it was trained against, on which images it was chosen.
@@ -75,8 +76,10 @@ def diagnose(
     size = level_of(level)
     chosen = _chosen(only)
     _check_rows(x, y)
+    if train is not None:
+        _check_rows(*train, names="train images, train labels")
     device = next((p.device for p in model.parameters()), x.device)
-    examined, saw_probabilities = as_logits(model, x[:8].to(device), y[:8])
+    examined, saw_probabilities = as_logits(model, x[:8].to(device), y[: size.rows])
     case = Case(
         model=examined,
         x=x[: size.rows].detach().to(device),
@@ -147,12 +150,12 @@ def _chosen(only: Sequence[str] | None) -> list[Check]:
     return [check for check in CHECKS if only is None or check.id in only]
 
 
-def _check_rows(x: Tensor, y: Tensor) -> None:
+def _check_rows(x: Tensor, y: Tensor, *, names: str = "x, y") -> None:
     fits = isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() == 4 and y.shape == x.shape[:1] and len(x) > 1
     if not fits or x.dtype != torch.float32 or y.dtype != torch.int64:
         shown = [(tuple(v.shape), str(v.dtype)) if isinstance(v, Tensor) else type(v).__name__ for v in (x, y)]
         raise UserError(
-            "x, y",
+            names,
             shown,
             "do not fit each other",
             "x (N, C, H, W) float32, y (N,) int64, N >= 2",
@@ -161,7 +164,7 @@ def _check_rows(x: Tensor, y: Tensor) -> None:
     if not bool(((x >= 0) & (x <= 1)).all()):
         low, high = float(x.min()), float(x.max())
         raise UserError(
-            "x",
+            names.partition(",")[0],
             f"{low:.3g} to {high:.3g}",
             "leaves the range of pixels",
             "allowed: [0, 1]",

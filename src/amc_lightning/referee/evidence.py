@@ -33,23 +33,6 @@ def is_below(count: int, rows: int, share: float) -> bool:
     return is_above(rows - count, rows, 1 - share)
 
 
-def harms_more(one: Tensor, other: Tensor) -> bool:
-    """Return whether one thing fools significantly more rows than another, by an exact one-sided McNemar test.
-
-    Args:
-        one: rows that it fools, (N,) bool.
-        other: rows that the other fools, of the same rows.
-
-    Reference:
-        McNemar, Note on the sampling error of the difference between correlated proportions, 1947; exact, by SciPy.
-
-    Example:
-        >>> harms_more(torch.tensor([True] * 7), torch.tensor([False] * 7))
-        True
-    """
-    return is_above(int((one & ~other).sum()), int((one ^ other).sum()), 0.5)
-
-
 def percent(rows: Tensor) -> float:
     """Return the share of rows that are true, (N,) bool, in percent; 0 where there are none."""
     return 100 * float(rows.double().mean()) if len(rows) else 0.0

@@ -25,7 +25,8 @@ class Finding:
         title: what is checked, a few words.
         status: how it ended.
         number: the figure that decided, such as a share of rows; None where nothing is counted.
-        unit: of the number: "%", "pp" (percentage points), "rows", "" for none.
+        unit: of the number: "%", "pp" (percentage points), "rows", "eps" or "radii" (shares of the claim's radius), the
+            norm of a distance, "" for none.
         meaning: one sentence on what was found and what it means.
         advice: one sentence on what to do; empty where there is nothing to do.
         details: further figures, plain JSON values.

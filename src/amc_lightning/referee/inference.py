@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from amc_lightning.attacks import guarded
 from amc_lightning.attacks.randomness import isolated_randomness, kept_torch_randomness
-from amc_lightning.errors import UserError
 from amc_lightning.referee.case import Case
+from amc_lightning.referee.evidence import percent
 from amc_lightning.referee.finding import Finding, Status
 from amc_lightning.referee.gradients import useless_shares
 from amc_lightning.referee.workload import Workload, watched
@@ -59,7 +59,7 @@ def randomness(case: Case) -> Finding:
     """Return E19: whether repeated passes give the same answers, and what averaging over draws finds if not."""
     spread, flips = repeated(case)
     details: dict[str, object] = {"spread": spread, "flips": 100 * flips, "repeats": REPEATS}
-    if spread <= TOLERANCE and flips == 0:
+    if not is_random(case):
         return Finding(
             "E19", RANDOMNESS, Status.PASS,
             f"{REPEATS} passes of the same images, under several seeds and in another order, agree to {spread:.1e}.",
@@ -80,20 +80,23 @@ def _averaging(case: Case, details: dict[str, object]) -> str:
     if "averaged" not in case.memo:
         case.memo["averaged"] = Averaged(case.model, EOT_DRAWS)
     attack = case.attack("pgd", nb_iter=max(1, case.level.steps // 2), restarts=1)
-    try:
-        plain = case.attempt(attack, rows=rows).wrong
-        averaged = case.attempt(attack, rows=rows, on=case.memo["averaged"]).wrong
-    except UserError:
-        return ""  # no gradient passes, which E17 and E22 tell
-    more = 100 * float((averaged & ~plain).double().mean())
+    plain = case.attempt(attack, rows=rows).wrong
+    averaged = case.attempt(attack, rows=rows, on=case.memo["averaged"]).wrong
+    more = percent(averaged & ~plain)
     details |= {
-        "plain": 100 * float(plain.double().mean()), "eot": 100 * float(averaged.double().mean()), "eot_extra": more,
+        "plain": percent(plain), "eot": percent(averaged), "eot_extra": more,
         "eot_draws": EOT_DRAWS,
     }  # fmt: skip
     return (
         f"; an attack on the mean of {EOT_DRAWS} draws fools {details['eot']:.1f} % where one on single draws fools "
         f"{details['plain']:.1f} %"
     )
+
+
+def is_random(case: Case) -> bool:
+    """Return whether the model's answers differ from pass to pass by more than ``TOLERANCE``."""
+    spread, flips = repeated(case)
+    return spread > TOLERANCE or flips > 0
 
 
 def repeated(case: Case) -> tuple[float, float]:
@@ -111,7 +114,6 @@ def repeated(case: Case) -> tuple[float, float]:
 
 def _repeated(case: Case) -> tuple[float, float]:
     device = case.x.device
-
     size = min(case.batch_size, len(case.x))
 
     def answers(x: Tensor, size: int = size) -> Tensor:
@@ -214,11 +216,10 @@ def _few(case: Case) -> Tensor:
 
 def admission(case: Case) -> Finding:
     """Return E33: whether RobustBench's rules for a model are kept, and which are not."""
-    spread, flips = repeated(case)
     zero = 100 * max(useless_shares(case).values())
     rules: dict[str, Callable[[], bool]] = {
         f"gradients vanish on {zero:.1f} % of the images (E17)": lambda: zero > ALLOWED_ZERO,
-        "its forward pass is random (E19)": lambda: spread > TOLERANCE or flips > 0,
+        "its forward pass is random (E19)": lambda: is_random(case),
         "it optimises or loops at inference (E21)": lambda: bool(loops(workload(case))),
     }
     broken = [reason for reason, holds in rules.items() if holds()]

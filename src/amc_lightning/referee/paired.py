@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from scipy.stats import binomtest
 from torch import Tensor
 
-SIGNIFICANT = 0.01
-"""Largest p-value that decides: a sound model is failed by chance in one test of a hundred at most."""
+from amc_lightning.referee.evidence import SIGNIFICANT, is_above
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,7 @@ class Pair:
         They must also be significantly more than ``tolerated`` percent, by an exact one-sided binomial test: an attack
         that stops at some step always misses a few rows.
         """
-        if self.extra <= points:
-            return False
-        return float(binomtest(self.first_only, self.n, tolerated / 100, "greater").pvalue) < SIGNIFICANT
+        return self.extra > points and is_above(self.first_only, self.n, tolerated / 100)
 
 
 def compared(first: Tensor, second: Tensor) -> Pair:

@@ -30,7 +30,7 @@ def as_logits(model: nn.Module, x: Tensor, y: Tensor) -> tuple[nn.Module, bool]:
     Args:
         model: as its owner gave it.
         x: a few images, (B, C, H, W) float32 in [0, 1], on its device.
-        y: their labels, (B,) int64.
+        y: labels of all images that will be examined, (N,) int64.
 
     Raises:
         UserError: if it does not take the images, or does not return one number for each row and class.

@@ -21,6 +21,11 @@ class Evaluated(NamedTuple):
     block: Mapping[str, Any]
 
 
+def mapping_in(value: object) -> Mapping[str, Any]:
+    """Return a part of a record that should be a mapping; an empty one where it is something else."""
+    return value if isinstance(value, Mapping) else {}
+
+
 def evaluations_of(record: Mapping[str, Any] | None) -> list[Evaluated]:
     """Return the evaluations of a record, in order; none where it has no such thing."""
     found = []

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from amc_lightning.referee.case import Case
-from amc_lightning.referee.evidence import and_list, harms_more, is_above, percent, union
+from amc_lightning.referee.evidence import and_list, is_above, percent, union
 from amc_lightning.referee.finding import Finding, Status
+from amc_lightning.referee.paired import compared
 from amc_lightning.referee.suite import (
     REFERENCE,
     TARGETED_CLASSES,
@@ -23,6 +24,8 @@ EXCEPTIONS = 0.01
 """Share of rows that a single step may fool and PGD not (evaluation.md, E6)."""
 LEAK_GAP = 20.0
 """Points by which PGD has to do more harm than the single step before the latter is suspected."""
+LEAK_LEAD = 1.0
+"""Points by which something gentler has to do more harm than the single step, as well as significantly."""
 LEAK_SHARE = 0.1
 """A single step that adds less than this share of the harm that PGD adds is no attack."""
 LEAK_RADII = (0.5, 0.7)
@@ -52,7 +55,8 @@ def iterative_beats_single_step(case: Case) -> Finding:
     Second half, only where PGD's error is 20 points above the single step's: FAIL as *label leaking* if the single
     step with true labels fools significantly fewer rows than the clean images, random noise, a single step away from
     the model's own answers, or one of half or 0.7 the radius; or if it adds less than a tenth of the harm that PGD
-    adds. The model then reads the label from the step's pattern (or its gradients are masked at the images).
+    adds. The model then reads the label from the step's pattern (or its gradients are masked at the images). The
+    project's list (E6) asks for the first half only; the 20 points, the tenth and 1 point of lead are this project's.
 
     Reference:
         Kurakin et al., Adversarial machine learning at scale, ICLR 2017, https://arxiv.org/abs/1611.01236, section 4;
@@ -68,18 +72,19 @@ def iterative_beats_single_step(case: Case) -> Finding:
     if pgd.error - step.error >= LEAK_GAP:
         others = _compared_with_single_step(case)
         details |= {name: percent(wrong) for name, wrong in others.items()}
-        gentler = [name for name, wrong in others.items() if harms_more(wrong, step.wrong)]
+        gentler = [name for name, wrong in others.items() if compared(wrong, step.wrong).leads_by(LEAK_LEAD)]
         adds_nothing = step.error - case.clean_error < LEAK_SHARE * (pgd.error - case.clean_error)
         if adds_nothing and not gentler:
-            gentler = ["a tenth of what PGD does"]
+            gentler = ["a tenth of what PGD adds to the clean error"]
     details |= {"alone": alone, "label_leaking": bool(gentler)}
     if gentler:
         return Finding(
             "E6",
             title,
             Status.FAIL,
-            f"Label leaking: the single step gives {step.error:.1f} % error, less harm than {and_list(gentler)}, while "
-            f"PGD gives {pgd.error:.1f} %, so the single-step number is no evidence of robustness.",
+            f"Label leaking, or gradients that mislead at the images: the single step ({step.error:.1f} % error) does "
+            f"less harm than {and_list(gentler)}, while PGD gives {pgd.error:.1f} %, so the single-step number is no "
+            "evidence of robustness.",
             "Leave single-step numbers out of the claim, and train with a random start or more steps.",
             share,
             "%",
@@ -124,13 +129,21 @@ def gradients_beat_noise(case: Case) -> Finding:
     """E14: no random point of the same norm fools what an attack does not; every attack is compared.
 
     Noise is uniform in the ball, ``level.noise_draws`` points for each row. An attack that climbs wins every row that
-    noise wins, so that the rule is 0. FAIL from 2 rows on if they are more than 0.5 % of all, WARN for less.
+    noise wins, so that the rule is 0. FAIL from 2 rows on if they are more than 0.5 % of all, for the reference attack
+    or for all attacks of the claim together; WARN for less, and for one that loses beside another that does not: the
+    claim's worst case stands then.
+
+    Reference:
+        Carlini et al., 2019, https://arxiv.org/abs/1902.06705, section 4; Athalye et al., 2018, section 3.1, sign 4.
+        They name no tolerance.
     """
     title = "gradients beat noise"
-    noise, n = fooled_by_noise(case), len(case.x)
-    wins = {name: int((noise & ~attempt.wrong).sum()) for name, attempt in examined(case).items()}
+    noise, n, found = fooled_by_noise(case), len(case.x), examined(case)
+    wins = {name: int((noise & ~attempt.wrong).sum()) for name, attempt in found.items()}
     worst = max(wins, key=lambda name: wins[name])
     count = wins[worst]
+    given = [found[name].wrong for name in case.given]
+    decides = max(wins[REFERENCE], int((noise & ~union(given)).sum()) if given else 0)
     details = {"noise": percent(noise), "draws": case.level.noise_draws, "wins": wins}
     if count == 0:
         return Finding(
@@ -143,7 +156,7 @@ def gradients_beat_noise(case: Case) -> Finding:
             unit="rows",
             details=details,
         )
-    significant = count >= 2 and 100 * count / n > NOISE_SHARE
+    significant = decides >= 2 and 100 * decides / n > NOISE_SHARE
     return Finding(
         "E14",
         title,

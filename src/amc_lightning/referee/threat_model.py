@@ -57,6 +57,14 @@ class ThreatModel:
                 "Give it as a share of the pixel range, such as 8/255.",
             )
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether it is what the diagnosis measures: a white box, any wrong class, true labels.
+
+        Another claim may quote a lower error than a diagnosis finds and be right.
+        """
+        return self.knowledge == "white_box" and not self.targeted and self.labels == "true"
+
     def __str__(self) -> str:
         """Return it in a phrase, such as "white box, l-inf 0.3"."""
         whom = self.knowledge.replace("_", " ")

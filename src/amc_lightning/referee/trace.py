@@ -9,6 +9,7 @@ from amc_lightning.attacks import Norm, opened
 from amc_lightning.attacks.ball import BALLS
 from amc_lightning.attacks.base import cross_entropy_direction, full_precision, is_fooled
 from amc_lightning.errors import NotFiniteError
+from amc_lightning.referee.gradients import margin
 from amc_lightning.seeding import generator
 
 LARGEST_MARGIN = 1e30
@@ -106,14 +107,8 @@ def _climbed(
         if bool(answers.isnan().any()):
             raise NotFiniteError("the model answers with NaN on the path of PGD")
         fooled.append(is_fooled(answers, y).cpu())
-        margins.append(_margin(answers, y).float().cpu())
+        margins.append(margin(answers, y).clamp(-LARGEST_MARGIN, LARGEST_MARGIN).float().cpu())
         if step < steps:
             (gradient,) = torch.autograd.grad(logits, point, cross_entropy_direction(logits, y))
             point = inside(point.detach() + eps_iter * ball.step(gradient, point.detach()))
     return Trace(torch.stack(fooled).cummax(0).values, torch.stack(margins))
-
-
-def _margin(logits: Tensor, y: Tensor) -> Tensor:
-    column = y.unsqueeze(1)
-    others = logits.scatter(1, column, -torch.inf).amax(1)
-    return (others - logits.gather(1, column).squeeze(1)).clamp(-LARGEST_MARGIN, LARGEST_MARGIN)

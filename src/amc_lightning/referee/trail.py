@@ -8,6 +8,7 @@ import torch
 from amc_lightning.attacks import load
 from amc_lightning.metrics import wilson
 from amc_lightning.referee.case import Case
+from amc_lightning.referee.evidence import and_list, percent
 from amc_lightning.referee.finding import Finding, Status, ended
 from amc_lightning.referee.pipeline import tensor_hash
 from amc_lightning.referee.provenance import hash_of_each
@@ -17,7 +18,8 @@ from amc_lightning.referee.unseen import unseen_errors
 from amc_lightning.results import versions
 
 MORE_HARM = 2.0
-"""An unseen perturbation that does so many times the harm of the claim's own is worth a warning."""
+"""An unseen perturbation that does so many times the harm of the claim's own is worth a warning: this project's number,
+as the list (E26) asks for a table only."""
 ROWS = 1000
 """Images below which a difference of a few points is noise: the field's usual number (RobustBench, Carlini et al.)."""
 SEEDS = 3
@@ -40,10 +42,10 @@ def unseen_attacks(case: Case) -> Finding:
     seen = case.attempt(case.attack("pgd")).wrong[:n]
     clean = case.clean_wrong[:n]
     wrong = unseen_errors(case, n)
-    errors = {name: 100 * float(rows.double().mean()) for name, rows in wrong.items()}
+    errors = {name: percent(rows) for name, rows in wrong.items()}
     worst = max(errors, key=lambda name: errors[name])
     trained = case.provenance.trained_against
-    base, own = 100 * float(clean.double().mean()), 100 * float((seen | clean).double().mean())
+    base, own = percent(clean), percent(seen | clean)
     found = Finding(
         "E26",
         "unseen attacks measured",
@@ -91,7 +93,7 @@ def unbounded_attacks(case: Case) -> Finding:
         "fooled": int(rows.sum()),
         "right": int((~case.clean_wrong[:n]).sum()),
         "quantiles": quantiles,
-        "error_at_budget": 100 * float(((attempt.wrong & inside) | case.clean_wrong[:n]).double().mean()),
+        "error_at_budget": percent((attempt.wrong & inside) | case.clean_wrong[:n]),
     }
     bare, half = _bare_rates(case.provenance.record)
     details |= {"bare": bare, "partly": half}
@@ -104,6 +106,7 @@ def unbounded_attacks(case: Case) -> Finding:
         f"DeepFool, which has no radius, fools {details['fooled']} of {details['right']} rows that were right; "
         f"{shown}.",
         number=median,
+        unit=NAMES[norm],
         details=details,
     )
     if bare:
@@ -155,6 +158,9 @@ def labels(case: Case) -> Finding:
 def statistics(case: Case) -> Finding:
     """E29: enough images, enough seeds, an interval beside every rate.
 
+    WARN below 1000 images or 3 seeds. The paired test between two models that the list (E29) asks for needs two models:
+    it is for the tables. Whether mean and spread are quoted cannot be seen from here.
+
     Reference:
         Wilson, 1927, for the interval; RobustBench and Carlini et al., 2019, for the number of images.
     """
@@ -170,7 +176,7 @@ def statistics(case: Case) -> Finding:
         )
         if lacks
     ]  # fmt: skip
-    details = {"n": n, "seeds": seeds, "error": 100 * float(wrong.double().mean()), "low": low, "high": high}
+    details = {"n": n, "seeds": seeds, "error": percent(wrong), "low": low, "high": high}
     interval = f"a rate is known to within {high - low:.1f} points (95 % interval {low:.1f} to {high:.1f} %)"
     found = Finding(
         "E29",
@@ -194,6 +200,10 @@ def statistics(case: Case) -> Finding:
 def selection(case: Case) -> Finding:
     """E30: nothing was chosen or trained on the images that the claim is measured on.
 
+    Images are compared by a hash of their 8-bit pixels, so that only exact copies are found, and only among those that
+    somebody named. FAIL above 1 % of the rows, WARN for fewer (data sets hold a few images twice). Whether the test set
+    was used once, and the gap between best and last epoch, which the list (E30) asks for too, are not seen from here.
+
     Reference:
         Carlini et al., 2019, section 4.5; Rice et al., 2020, Overfitting in adversarially robust deep learning,
         https://arxiv.org/abs/2002.11569, for choosing the best epoch.
@@ -206,12 +216,15 @@ def selection(case: Case) -> Finding:
         if known is not None
     }
     number = max(shared.values(), default=None)
+    needed = ["trained"] if told.picked == "last" else ["chosen", "trained"]
+    silent = [kind for kind in needed if kind not in shared]
+    untold = f"; on which it was {silent[0]} nobody said" if silent else ""
     details = {"n": len(rows), "picked": told.picked, **{f"rows_{kind}_on": count for kind, count in shared.items()}}
     found = Finding(
         "E30",
         "nothing chosen on these images",
         Status.PASS,
-        f"None of the {len(rows)} rows is among the images that the model was {' or '.join(shared)} on.",
+        f"None of the {len(rows)} rows is among the images that the model was {' or '.join(shared)} on{untold}.",
         number=number,
         unit="rows",
         details=details,
@@ -279,7 +292,7 @@ def artefacts(case: Case) -> Finding:
         return ended(
             found,
             Status.WARN,
-            f"To repeat the claim {_listed(missing)} {'is' if len(missing) == 1 else 'are'} missing; the rest is in "
+            f"To repeat the claim {and_list(missing)} {'is' if len(missing) == 1 else 'are'} missing; the rest is in "
             "the report.",
             "Name them: Provenance(artefacts={...}); a command is one line that makes the number again.",
         )
@@ -299,7 +312,3 @@ def _bare_rates(record: Mapping[str, Any] | None) -> tuple[list[str], list[str]]
                 if given < 2:
                     (half if given else bare).append(f"{one.title}, {strength} {name}")
     return bare, half
-
-
-def _listed(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

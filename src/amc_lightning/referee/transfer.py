@@ -1,6 +1,5 @@
 """Check that examples made on another network do not beat the attack on the model itself."""
 
-import math
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 
 from amc_lightning.metrics import wilson
 from amc_lightning.referee.case import Attempt, Case
-from amc_lightning.referee.curves import high_radius
+from amc_lightning.referee.evidence import percent
 from amc_lightning.referee.finding import Finding, Status
 from amc_lightning.referee.paired import compared
 from amc_lightning.referee.reference import reference_net
@@ -22,6 +21,9 @@ AGREES = 50.0
 """Percent of the clean rows on which a substitute answers as the model does, at least."""
 BREAKS = 80.0
 """Percent of error that an attack reaches on the substitute it is made on, at least."""
+HARMS = 5.0
+"""Points by which examples have to harm their own substitute more than noise does, before others are asked: at a radius
+that harms nothing they prove nothing."""
 
 
 def transfer_does_not_win(case: Case) -> Finding:
@@ -30,10 +32,11 @@ def transfer_does_not_win(case: Case) -> Finding:
     The substitute is the one given, or a small network trained for it. More than 1 % of the rows, and significantly
     more than 0.5 % (exact binomial test), fail; more than 0.5 % are a warning. A substitute that is no use proves
     nothing by its silence: it has to answer like the model on at least half of the clean rows (and more than chance),
-    its own attack has to break it (80 % at the claim's radius, or at the one from which grey is within reach), and its
-    examples have to harm an undefended model, where one was given, more than random corners of the ball do. If one of
-    these fails, the check fails where the substitute was given, for the claim may rest on it, and warns where it was
-    trained here.
+    its own attack has to break it (80 % at the claim's radius, or at the one from which grey is within reach), and if
+    its examples harm itself more than random corners of the ball do, by 5 points and significantly, they have to harm
+    an undefended model more than these as well, where one was given. If one of these fails, the check fails where the
+    substitute was given, for the claim may rest on it, and warns where it was trained here. The list (E16) names no
+    tolerance: these shares are this project's.
 
     Reference:
         Carlini et al., 2019, https://arxiv.org/abs/1902.06705, section 4; Athalye et al., ICML 2018,
@@ -47,7 +50,7 @@ def transfer_does_not_win(case: Case) -> Finding:
     pair = compared(moved.wrong, white)
     flaws, details = _flaws(case, substitute, moved)
     details = {
-        "white box error": 100 * float(white.double().mean()),
+        "white box error": percent(white),
         "transfer error": moved.error,
         "rows beyond": pair.first_only,
         "rows": pair.n,
@@ -74,23 +77,25 @@ def _flaws(case: Case, substitute: nn.Module, moved: Attempt) -> tuple[list[str]
     """Return what speaks against a substitute, and the figures."""
     answers = case.answers(substitute, case.x).argmax(1)
     agrees = answers == case.logits.argmax(1)
-    agreement = 100 * float(agrees.double().mean())
+    agreement = percent(agrees)
     own = case.judged(substitute, case.x, case.y, moved.x_adv.to(case.x)).wrong
-    details = {"agreement": agreement, "error of the substitute itself": 100 * float(own.double().mean())}
+    details = {"agreement": agreement, "error of the substitute itself": percent(own)}
     flaws = []
     if agreement < AGREES or wilson(int(agrees.sum()), len(agrees))[0] <= 100 / case.num_classes:
         flaws.append(f"it answers as the model does on {agreement:.0f} % of the clean rows")
     if not _reaches(own):
         attack = case.attack(
-            "pgd", eps=high_radius(case, case.threat.norm), nb_iter=case.level.curve_steps, compact=True
+            "pgd", eps=case.high_radius(case.threat.norm), nb_iter=case.level.curve_steps, compact=True
         )
         far = case.attempt(attack, model=substitute, rows=case.level.curve_rows)
         details["error of the substitute far out"] = far.error
         if not _reaches(far.wrong):
             flaws.append(f"its own attack brings it to {details['error of the substitute itself']:.0f} % error only")
-    if case.undefended is not None:
+    noisy = _corners(case)
+    harms = compared(own, case.judged(substitute, case.x, case.y, noisy).wrong).leads_by(HARMS)
+    if harms and case.undefended is not None:
         harmed = case.judged(case.undefended, case.x, case.y, moved.x_adv.to(case.x))
-        corners = case.judged(case.undefended, case.x, case.y, _corners(case))
+        corners = case.judged(case.undefended, case.x, case.y, noisy)
         details |= {"error of the undefended model": harmed.error, "error of it under noise": corners.error}
         if harmed.error <= corners.error < 100:
             flaws.append(
@@ -107,6 +112,5 @@ def _reaches(wrong: Tensor) -> bool:
 def _corners(case: Case) -> Tensor:
     """Return the images with noise of the claim's full size, the same for every pixel but for its sign."""
     signs = torch.randint(2, tuple(case.x.shape), generator=generator(case.seed, "referee", "corners")) * 2.0 - 1
-    pixels = case.x[0].numel()
-    size = {"linf": case.threat.eps, "l2": case.threat.eps / math.sqrt(pixels), "l1": case.threat.eps / pixels}
-    return (case.x + size[case.threat.norm] * signs.to(case.x)).clamp(0.0, 1.0)
+    size = case.threat.eps / case.whole_box(case.threat.norm)
+    return (case.x + size * signs.to(case.x)).clamp(0.0, 1.0)

@@ -1,6 +1,5 @@
 """Whether attacks work at all: each has to break a model without a defence (E24)."""
 
-import math
 from typing import Any
 
 from torch import Tensor
@@ -29,7 +28,11 @@ def breaks_undefended(case: Case) -> Finding:
 
     FAIL where a count falls short of its share significantly (one-sided exact test, 1 %). NOT RUN if the model without
     a defence answers no row rightly; WARN if no row can be fooled at the claim's radius, so that given attacks were
-    measured on nothing. Whether examples keep to the ball is for E4.
+    measured on nothing, or if the claim is about a weaker adversary than PGD (a black box, one target class) and its
+    attack falls short of PGD. Whether examples keep to the ball is for E4.
+
+    The project's list (E24) also asks for a planted weakness that a sound attack must find (the binarisation test of
+    Zimmermann et al., 2022): that is not made here.
 
     Reference:
         Carlini et al., 2019, https://arxiv.org/abs/1902.06705, section 4: an attack is first tried on an undefended
@@ -67,6 +70,7 @@ def breaks_undefended(case: Case) -> Finding:
         **reach,
     }
     short = [name for name in case.given if _falls_short(attempts[name], counted)]
+    weaker = bool(short) and reach["reached"] and not case.threat.is_measured
     problems = [f"{name} fools {shares[name]:.1f} % of the {int(counted.sum())} rows it should" for name in short]
     if not reach["reached"]:
         percents = f"{reach['reach_share']:.1f} % at {reach['reach_eps']:.3g}"
@@ -75,10 +79,11 @@ def breaks_undefended(case: Case) -> Finding:
         return Finding(
             "E24",
             title,
-            Status.FAIL,
+            Status.WARN if weaker else Status.FAIL,
             f"On an undefended model ({whose}) {and_list(problems)}: an attack that fails without a defence proves "
             "nothing about one.",
-            f"Correct {and_list(short)} (sign, step size, number of steps, labels) until it breaks an undefended model."
+            f"Correct {and_list(short)} (sign, step size, steps, labels; it has to attack the model that it is given) "
+            "until it breaks an undefended model."
             if short
             else "Give another undefended model; if that is not broken either, report this as a bug.",
             min(shares.values()),
@@ -115,8 +120,7 @@ def _falls_short(attempt: Attempt, counted: Tensor) -> bool:
 
 def _reach(case: Case, first: Attempt, right: Tensor) -> dict[str, Any]:
     """Return the smallest radius tried at which the reference attack breaks the undefended model, and its share."""
-    pixels = case.x[0].numel()
-    largest = 0.5 * {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[case.threat.norm]
+    largest = case.high_radius(case.threat.norm)
     eps, attempt = case.threat.eps, first
     while _falls_short(attempt, right) and eps < largest:
         eps = min(max(2 * eps, largest / FIRST), largest)

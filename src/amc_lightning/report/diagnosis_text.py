@@ -11,6 +11,8 @@ from amc_lightning.report import wording
 from amc_lightning.report.diagnosis_reading import DECISIVE, Check, Diagnosis, parse_diagnosis
 from amc_lightning.report.markdown_table import markdown_table
 
+WORST_CASE = "E5"
+"""The check whose number is the error under the union of all attacks."""
 COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red", "NOT RUN": "dim"}
 HEAD = ("check", "what is checked", "status", "number", "what was found", "what to do")
 
@@ -121,6 +123,9 @@ def what(found: Diagnosis) -> str:
     rates = []
     if found.clean_error is not None:
         rates.append(f"Clean error {wording.percent(found.clean_error)} %")
+    worst = next((check.number for check in found.checks if check.id == WORST_CASE), None)
+    if worst is not None:
+        rates.append(f"{'w' if rates else 'W'}orst case {wording.percent(worst)} %")
     if found.chance is not None:
         rates.append(f"{'g' if rates else 'G'}uessing {wording.percent(found.chance)} %")
     skipped = found.with_status("NOT RUN")
