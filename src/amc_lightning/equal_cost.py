@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from fractions import Fraction
+from math import floor
 
 from amc_lightning.attacks import GuardedAttack
 from amc_lightning.config import Config
@@ -9,7 +11,7 @@ from amc_lightning.errors import UserError
 from amc_lightning.stages import adversarial_copies, shares_of, stages_of
 
 
-def passes_per_epoch(config: Config, attacks: Mapping[str, GuardedAttack]) -> float:
+def passes_per_epoch(config: Config, attacks: Mapping[str, GuardedAttack]) -> Fraction:
     """Return the gradient passes per training image of one epoch of every stage after M0, together.
 
     One pass of each clean and each adversarial row that is trained on, and those of crafting, at most: an attack that
@@ -22,7 +24,7 @@ def passes_per_epoch(config: Config, attacks: Mapping[str, GuardedAttack]) -> fl
     Raises:
         UserError: if an attack does not say how many passes it makes.
     """
-    total = 0.0
+    total = Fraction(0)
     for stage in stages_of(config)[1:]:
         total += 1 + adversarial_copies(config)
         for name, share in shares_of(config, stage).items():
@@ -35,7 +37,7 @@ def passes_per_epoch(config: Config, attacks: Mapping[str, GuardedAttack]) -> fl
                     "attacks of this package, or a class with gradient_passes",
                     "Set cascade.epochs instead.",
                 )
-            total += float(share) * passes
+            total += share * passes
     return total
 
 
@@ -52,5 +54,6 @@ def at_equal_cost(config: Config, attacks: Mapping[str, GuardedAttack]) -> Confi
     cascade = config.cascade
     if cascade.passes is None or not cascade.order:
         return config
-    epochs = max(1, round(cascade.passes / passes_per_epoch(config, attacks)))
+    bought = Fraction(cascade.passes) / passes_per_epoch(config, attacks)
+    epochs = max(1, floor(bought + Fraction(1, 2)))
     return replace(config, cascade=replace(cascade, epochs=epochs))
