@@ -322,6 +322,7 @@ def test_epochs_may_be_given_per_stage(tmp_path):
     assert [record.steps for record in records] == [6, 9, 3]
 
 
+@pytest.mark.slow
 def test_batches_smaller_than_the_number_of_attacks_reach_every_attack(tmp_path):
     records = run(tmp_path, "schedule.batch_size=2", "cascade.epochs=2", "cascade.undefended_epochs=1")
     assert len(records) == 5

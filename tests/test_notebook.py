@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_quickstart_runs(tmp_path):
     overrides = "dataset.limit=200 cascade.undefended_epochs=2 cascade.epochs=1 evaluation.limit=40"

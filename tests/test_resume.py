@@ -249,6 +249,7 @@ def test_no_global_random_state_is_moved(tmp_path):
 # --- the program itself ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_after_sigkill(tmp_path):
     arguments = (*TOY, "trainer.threads=1", "cascade.order=[fgsm]", "evaluation.attacks=[fgsm]", "cascade.epochs=60",
                  "evaluation.gallery=2", "figures=false")  # fmt: skip

@@ -126,6 +126,7 @@ def test_all_orders_are_24_jobs_of_which_each_plans_its_own(tmp_path):
     assert begun == [(str(number), str(number + 1)) for number in range(24)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [

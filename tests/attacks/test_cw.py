@@ -210,6 +210,7 @@ def test_any_number_of_steps(steps: int, iterations: int) -> None:
     assert (model(x_adv).argmax(dim=1) != labels).any()
 
 
+@pytest.mark.slow
 def test_black_and_white_images_are_attacked_with_the_defaults() -> None:
     """Their pixels lie where tanh is flat: by the loss of the first hundred iterations nothing will ever come of it."""
     generator = torch.Generator().manual_seed(0)

@@ -103,6 +103,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 
+@pytest.mark.slow
 def test_ranks_together_train_as_one_process_does(ranks: list[dict[str, object]]) -> None:
     """Gradients of the second step hold all that could go wrong in the first."""
     net = still_net()

@@ -31,6 +31,7 @@ def test_sound_and_undefended_pass(sound, undefended, rows):
         assert finding.details["agreement"] > 80
 
 
+@pytest.mark.slow
 def test_substitute_of_ones_own(sound, digits, rows):
     finding = examine(sound, rows, train=(digits[0][:300], digits[1][:300]))
     assert (finding.status, finding.details["substitute"]) == (Status.PASS, "trained here")

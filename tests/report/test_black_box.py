@@ -334,6 +334,7 @@ def test_nothing_measured_at_all_is_said(make_run: MakeRun) -> None:
     assert not (folder / "figures" / "error_rates.png").exists()
 
 
+@pytest.mark.slow
 def test_one_heat_map_for_each_threat_model(make_run: MakeRun) -> None:
     names = (LABEL, "my/own")
     folder = make_run(also=partial(under_black_box, names=names, with_white_box=True))

@@ -138,6 +138,7 @@ def test_every_attack_of_a_run_has_its_own_look() -> None:
     assert look("pgm", ["pgm"]) == look("pgm", attacks)
 
 
+@pytest.mark.slow
 def test_the_report_reaches_wandb(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_run()
     write_all(folder)
