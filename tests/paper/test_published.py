@@ -22,7 +22,7 @@ def test_the_report_is_made_again_from_what_is_published(manifest, tmp_path):
     done = door("task=report", f"report.manifests=['{manifest}']", f"report.folder={tmp_path}")
     assert done.status == 0, done.err
     names = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.suffix in (".md", ".csv", ".tex")]
-    assert len(names) > 5
+    assert len(names) >= 4  # a page, and a table in three forms
     for name in names:
         assert (tmp_path / name).read_bytes() == (manifest.parent / name).read_bytes(), name
     drawn = {path.name for path in tmp_path.rglob("*.png")}
