@@ -4,6 +4,7 @@ Each makes the adversarial half of a batch in its own way; everything else, from
 cascade's. A joint stage has one network, one optimiser and one schedule for all attacks.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from amc_lightning.attacks import GuardedAttack, opened, share_clean
+from amc_lightning.attacks.base import loss_order
 from amc_lightning.attacks.view import ModelView
 from amc_lightning.mixed_batch import MixedBatch
 from amc_lightning.seeding import generator
@@ -19,7 +21,7 @@ MEMORY = 0.9
 """How much of its running robust error E-AT keeps from one batch of an attack to the next."""
 
 
-class Joint:
+class Joint(ABC):
     """What the rules have in common.
 
     Args:
@@ -33,22 +35,22 @@ class Joint:
         self.seed = seed
         self.label: Literal["true", "predicted"] = label
 
+    @abstractmethod
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, step: int) -> MixedBatch:
         """Perturb every row of a batch; arguments as of ``Mixer``.
 
         Returns:
             The adversarial batch: row i was made from row i modulo B.
         """
-        raise NotImplementedError
 
-    def observe(self, wrong: Tensor, source: Tensor) -> None:
+    def observe(self, wrong: Tensor, source: Tensor) -> None:  # noqa: B027 - most rules do nothing
         """Be told which adversarial rows the model being trained got wrong; most rules do not care."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed stage needs."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most rules keep nothing
         """Restore what ``state_dict`` returned."""
 
     def _crafted(self, view: ModelView, x: Tensor, y: Tensor, step: int, places: Sequence[int]) -> list[Tensor]:
@@ -62,6 +64,12 @@ class Joint:
             noise = None if noise is None else noise.to(x)
             found.append(attack(view, x, aim, noise=noise, generator=rng, start=start))
         return found
+
+    def _of_one(self, model: nn.Module, x: Tensor, y: Tensor, step: int, place: int) -> MixedBatch:
+        """Attack all rows with one attack."""
+        with opened(model, x, y, self.attacks[0].execution) as view:
+            (x_adv,) = self._crafted(view, x, y, step, [place])
+        return MixedBatch(x=x_adv, y=y, source=torch.full_like(y, place))
 
 
 class Average(Joint):
@@ -91,7 +99,7 @@ class Maximum(Joint):
         with opened(model, x, y, self.attacks[0].execution) as view:
             parts = self._crafted(view, x, y, step, range(len(self.attacks)))
             with torch.no_grad():
-                losses = torch.stack([_hinge(view(part).float(), y) for part in parts])
+                losses = torch.stack([loss_order(view(part).float(), y) for part in parts])
         source = losses.argmax(dim=0)
         return MixedBatch(x=torch.stack(parts)[source, torch.arange(len(y), device=y.device)], y=y, source=source)
 
@@ -105,7 +113,7 @@ class Steepest(Joint):
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, step: int) -> MixedBatch:
         """Return B rows, all from the one attack."""
-        return _of_one(self, model, x, y, step, 0)
+        return self._of_one(model, x, y, step, 0)
 
 
 class Sampled(Joint):
@@ -117,7 +125,7 @@ class Sampled(Joint):
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, step: int) -> MixedBatch:
         """Return B rows, all from the attack that was drawn for this step."""
-        return _of_one(self, model, x, y, step, _draw(self.seed, step, [1.0] * len(self.attacks)))
+        return self._of_one(model, x, y, step, _draw(self.seed, step, [1.0] * len(self.attacks)))
 
 
 class Extremes(Joint):
@@ -136,7 +144,7 @@ class Extremes(Joint):
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, step: int) -> MixedBatch:
         """Return B rows, all from the attack that was drawn for this step."""
-        return _of_one(self, model, x, y, step, _draw(self.seed, step, self.errors))
+        return self._of_one(model, x, y, step, _draw(self.seed, step, self.errors))
 
     def observe(self, wrong: Tensor, source: Tensor) -> None:
         """Take the error of a batch into the running error of its attack."""
@@ -162,22 +170,9 @@ RULES: Mapping[str, Callable[..., Joint]] = {
 """The baselines by the value of ``cascade.joint``."""
 
 
-def _of_one(joint: Joint, model: nn.Module, x: Tensor, y: Tensor, step: int, place: int) -> MixedBatch:
-    with opened(model, x, y, joint.attacks[0].execution) as view:
-        (x_adv,) = joint._crafted(view, x, y, step, [place])
-    return MixedBatch(x=x_adv, y=y, source=torch.full_like(y, place))
-
-
 def _draw(seed: int, step: int, weights: Sequence[float]) -> int:
     """Draw one place with these weights; evenly where all are zero."""
     shares = torch.tensor(weights, dtype=torch.float64)
     if float(shares.sum()) == 0:
         shares = torch.ones_like(shares)
     return int(torch.multinomial(shares, 1, generator=generator(seed, step, "joint")))
-
-
-def _hinge(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return what orders points as their cross-entropy does, (B,), also where that saturates."""
-    column = labels.unsqueeze(1)
-    others = logits.scatter(1, column, -torch.inf).logsumexp(dim=1)
-    return others - logits.gather(1, column).squeeze(1)

@@ -46,6 +46,7 @@ __all__ = [
     "is_unknown",
     "is_zero",
     "largest_entries",
+    "loss_order",
     "nan_where",
     "rows_like",
 ]
@@ -150,6 +151,24 @@ def cross_entropy_direction(logits: Tensor, labels: Tensor) -> Tensor:
     column = labels.unsqueeze(1)
     others = logits.detach().scatter(1, column, -torch.inf).softmax(dim=1)
     return others.scatter(1, column, -1.0)
+
+
+def loss_order(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return what orders points as their cross-entropy does, (B,).
+
+    The cross-entropy is the softplus of it, and saturates where it does not.
+
+    Args:
+        logits: (B, K), in at least float32.
+        labels: class indices, (B,) int64.
+
+    Example:
+        >>> loss_order(torch.tensor([[90.0, 0.0], [95.0, 0.0]]), torch.tensor([0, 0]))
+        tensor([-90., -95.])
+    """
+    column = labels.unsqueeze(1)
+    others = logits.scatter(1, column, -torch.inf).logsumexp(dim=1)
+    return others - logits.gather(1, column).squeeze(1)
 
 
 def is_unknown(logits: Tensor) -> Tensor:

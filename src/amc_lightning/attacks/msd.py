@@ -12,6 +12,7 @@ from amc_lightning.attacks.base import (
     full_precision,
     gradient_logits,
     is_zero,
+    loss_order,
     rows_like,
 )
 
@@ -113,8 +114,4 @@ class MSD(Attack):
 
     @torch.no_grad()
     def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Return what grows with the cross-entropy, (B,), without its saturation."""
-        logits = full_precision(self.get_logits(x))
-        column = labels.unsqueeze(1)
-        others = logits.scatter(1, column, -torch.inf).logsumexp(dim=1)
-        return others - logits.gather(1, column).squeeze(1)
+        return loss_order(full_precision(self.get_logits(x)), labels)

@@ -16,6 +16,7 @@ from amc_lightning.attacks.base import (
     gradient_logits,
     is_fooled,
     is_zero,
+    loss_order,
     nan_where,
     rows_like,
 )
@@ -266,10 +267,7 @@ class _View:
         """Take the better points over; return which of those offered fool."""
         whole, rows = self.whole, self.rows
         fooled = is_fooled(logits, labels)
-        # The cross-entropy is the softplus of this: the same order, but it saturates where the model is sure.
-        column = labels.unsqueeze(1)
-        others = logits.scatter(1, column, -torch.inf).logsumexp(dim=1)
-        losses = (others - logits.gather(1, column).squeeze(1)).to(whole.loss)
+        losses = loss_order(logits, labels).to(whole.loss)
         before, known = whole.fooled[rows], whole.loss[rows]
         # NaN is taken over, and gives way only to what fools: an answer that is no number must be noticed.
         better = (fooled & ~before) | ((fooled == before) & ~(losses <= known) & ~known.isnan())
