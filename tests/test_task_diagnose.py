@@ -80,7 +80,7 @@ def test_a_stored_stage_is_examined_and_the_report_written(folder, of_a_stage):
 
 def test_the_provenance_comes_from_the_store(of_a_stage):
     _, _, findings = of_a_stage
-    assert findings["E2"]["status"] == "PASS"  # the hash of what was built
+    assert findings["E2"]["status"] == "WARN"  # the store does not know what is deployed
     assert findings["E30"]["status"] == "PASS"
     assert findings["E30"]["details"] == {
         "n": 6, "picked": "last", "rows_chosen_on": 0, "rows_trained_on": 0,
@@ -140,7 +140,7 @@ def test_weights_of_a_users_own_behind_squeezing(folder, monkeypatch):
     assert (given["threat"].norm, given["threat"].eps) == ("l2", 2)
     assert given["undefended"] is None
     assert given["provenance"].trained_on is None
-    assert given["provenance"].pipeline is not None
+    assert given["provenance"].pipeline is None  # what is deployed nobody said
 
 
 def test_without_m0_in_the_store_one_is_trained(folder, tmp_path, monkeypatch):
